@@ -1,0 +1,136 @@
+"""cfdsl: cluster dataflow graphs for fused decode kernels. `import cfdsl as cf` is the whole language.
+
+Importing this loads neither torch nor cutlass: what needs them (`compile`, `Kernel`, `interpret`) is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from cfdsl.dsl.fusion import Fusion, fusion
+from cfdsl.dsl.graph import Graph, Node, Src, Type
+from cfdsl.dsl.ops import (
+    add,
+    attend,
+    cast,
+    cluster_gather,
+    cluster_reduce,
+    cluster_reduce_scatter,
+    concat,
+    gelu,
+    grid_gather,
+    grid_reduce,
+    grid_reduce_scatter,
+    input,
+    kv_cache,
+    linear,
+    mean_square,
+    merge_heads,
+    mul,
+    outputs,
+    reshape,
+    rms_norm,
+    rope,
+    shard,
+    silu,
+    split,
+    split_heads,
+    weight,
+)
+from cfdsl.dsl.place import PlacedGraph, place
+from cfdsl.dsl.placement import Mesh, Partial, Placement, ReduceOp, Replicate, Shard
+from cfdsl.dsl.text import parse, to_text
+from cfdsl.dsl.trace import clusters
+from cfdsl.dsl.values import Axis, Outputs, Value
+from cfdsl.dsl.verify import verify
+from cfdsl.errors import CfdslError, Errors
+from cfdsl.models import PRESETS, ModelConfig, RopeScaling, rope_inv_freq
+
+if TYPE_CHECKING:
+    from cfdsl.compiler.config import Config
+    from cfdsl.dsl.interpret import interpret
+    from cfdsl.runtime.build import compile
+    from cfdsl.runtime.kernel import Kernel
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "Axis",
+    "CfdslError",
+    "Config",
+    "Errors",
+    "Fusion",
+    "Graph",
+    "Kernel",
+    "Mesh",
+    "ModelConfig",
+    "Node",
+    "Outputs",
+    "Partial",
+    "PlacedGraph",
+    "Placement",
+    "ReduceOp",
+    "Replicate",
+    "RopeScaling",
+    "Shard",
+    "Src",
+    "Type",
+    "Value",
+    "add",
+    "attend",
+    "cast",
+    "cluster_gather",
+    "cluster_reduce",
+    "cluster_reduce_scatter",
+    "clusters",
+    "compile",
+    "concat",
+    "fusion",
+    "gelu",
+    "grid_gather",
+    "grid_reduce",
+    "grid_reduce_scatter",
+    "input",
+    "interpret",
+    "kv_cache",
+    "linear",
+    "mean_square",
+    "merge_heads",
+    "mul",
+    "outputs",
+    "parse",
+    "place",
+    "reshape",
+    "rms_norm",
+    "rope",
+    "rope_inv_freq",
+    "shard",
+    "silu",
+    "split",
+    "split_heads",
+    "to_text",
+    "verify",
+    "weight",
+]
+
+_LAZY = {
+    "compile": "cfdsl.runtime.build",
+    "Kernel": "cfdsl.runtime.kernel",
+    "interpret": "cfdsl.dsl.interpret",
+    "Config": "cfdsl.compiler.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs torch or cutlass on first use."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'cfdsl' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

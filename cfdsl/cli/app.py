@@ -1,0 +1,56 @@
+"""The command line: one file per command, collected here. `main` turns every mistake into a message and exit code 1."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from cfdsl.cli import bench, cache_cmd, compile_cmd, explain, listings, show
+from cfdsl.cli.console import print_error
+from cfdsl.errors import CfdslError
+
+app = typer.Typer(
+    name="cfdsl",
+    help="Cluster dataflow graphs, compiled to GPU kernels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+app.command("compile")(compile_cmd.compile_)
+app.command("show")(show.show)
+app.command("explain")(explain.explain)
+app.command("bench")(bench.bench)
+
+app.command("models")(listings.models)
+app.command("parts")(listings.parts)
+app.command("fusions")(listings.fusions)
+app.command("cache")(cache_cmd.cache)
+
+state = {"debug": False}
+
+
+@app.callback()
+def options(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
+    """Cluster dataflow graphs, compiled to GPU kernels."""
+    state["debug"] = debug
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command line. A mistake is printed without a traceback, unless with --debug, and exits with code 1."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--debug" in arguments:  # also after the command's name
+        arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
+    state["debug"] = False
+    try:
+        app(arguments, prog_name="python -m cfdsl")
+    except CfdslError as error:
+        if state["debug"]:
+            raise
+        print_error(error)
+        sys.exit(1)
+    except BrokenPipeError:  # `| head`
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,134 @@
+"""`bench`: the kernel's time, its share of the memory's read ceiling, its error, and torch's times for the same block."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from cfdsl.cli.complaints import BadOption, NeedsGpu
+from cfdsl.cli.console import console
+from cfdsl.cli.listings import table
+from cfdsl.cli.panels import panel
+from cfdsl.cli.report import config_record, request_record
+from cfdsl.cli.request import Request, takes_request
+from cfdsl.cli.units import size
+
+
+@takes_request("kv_len")
+def bench(
+    request: Request,
+    kv_len: Annotated[str, typer.Option("--kv-len", help="Cached tokens, several separated by commas.")] = "1024,4096,16384",
+    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Measure torch eager and torch.compile too.")] = True,
+    runs: Annotated[int, typer.Option(min=1, help="Launches whose outputs must be equal bit by bit.")] = 1000,
+    budget: Annotated[float, typer.Option(help="Seconds after which no further peer is begun.")] = 60.0,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the record here; - for stdout, without tables.", show_default=False)
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the times into this file (.png, .svg, .pdf).", show_default=False)
+    ] = None,
+) -> None:
+    """Measure a kernel on the GPU at hand, L2-cold and under CUDA graphs, beside torch."""
+    from cfdsl.cli.gpu import gpu_present
+
+    kv_lens = parse_lengths(kv_len)
+    if not gpu_present():
+        raise NeedsGpu(command="python -m cfdsl bench")
+    quiet = json is not None and str(json) == "-"
+    record = measured(request, kv_lens, peers, runs, budget)
+    if quiet:
+        sys.stdout.write(jsonlib.dumps(record, indent=2, default=str) + "\n")
+    else:
+        console().print(bench_panel(record))
+    if json is not None and not quiet:
+        json.write_text(jsonlib.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    if plot is not None:
+        from cfdsl.cli.plot import plot_times
+
+        plot_times(record, plot)
+
+
+def parse_lengths(text: str) -> list[int]:
+    """`1024,4096` as numbers; every one of them at least 0."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0:
+        raise BadOption(option="--kv-len", value=text, expected="numbers of tokens separated by commas, such as 1024,4096")
+    return found
+
+
+def measured(request: Request, kv_lens: list[int], peers: bool, runs: int, budget: float) -> dict[str, Any]:
+    """Compile and measure; progress goes to stderr, so that stdout stays a table or a JSON object."""
+    from cfdsl.cli.build import kernel_for
+    from cfdsl.runtime.benchmark import benchmark
+
+    screen = console(stderr=True)
+    kernel = kernel_for(request)
+    found = benchmark(
+        request.fusion, request.model, kernel, kv_lens, request.options, peers=peers, runs=runs, budget_s=budget,
+        log=lambda text: screen.print(text, style="dim", markup=False),
+    )  # fmt: skip
+    asked = {**request_record(request), "kv_lens": kv_lens}
+    asked.pop("kv_len")
+    build = {"registers": kernel.registers, "spills": kernel.spills, "kernel": kernel.name}
+    command = " ".join(["python -m cfdsl", *sys.argv[1:]])
+    return {**asked, "config": config_record(kernel.config, kernel.plan), **build, "command": command, **found}
+
+
+def bench_panel(record: dict[str, Any]) -> Any:
+    """The record as a table, with where and how it was measured above it."""
+    place, ceiling, config = record["environment"], record["ceiling"], record["config"]
+    title = f"{record['fusion']}, {record['model']}, {record['dtype']}, batch {record['batch']}"
+    shape = f"{config['clusters']} clusters of {config['cluster_size']}, {size(config['smem_bytes'])} shared memory"
+    pdl, l2 = "on" if config["pdl"] else "off", "cold" if record["cold"] else "NOT cold"
+    lines = [
+        f"{place['gpu']}, {place['sms']} SMs; torch {place['torch']}, CUDA {place['cuda']}; {place['date']}",
+        f"{shape}, pdl {pdl}; {record['registers']} registers; {record['host_us']:.1f} us of host time per eager call",
+        f"read ceiling {ceiling['gbps']:,.0f} GB/s ({ceiling['how']}); {record['sets']} sets of tensors in turn, L2 {l2}",
+        record["command"],
+    ]
+    notes = [f"left out: {text}" for text in record["peers_left_out"]]
+    notes += [
+        f"at {row['kv_len']:,}: {row['different_runs']} of {row['runs']} launches differ" for row in record["rows"] if row["different_runs"]
+    ]
+    notes += [f"at {row['kv_len']:,}: {flag}" for row in record["rows"] for flag in row["flags"]]
+    return panel(
+        escape(title), *(Text(line, "dim") for line in lines), Text(), rows_table(record), *(Text(note, "yellow") for note in notes)
+    )
+
+
+def rows_table(record: dict[str, Any]) -> Table:
+    """A row per KV length and a further one per peer."""
+    made = table(">KV length", "what", ">us", ">GB/s", ">of ceiling", ">memory's us", ">error", "runs", ">ours is faster by")
+    for row in record["rows"]:
+        same = f"{row['runs']} equal" if not row["different_runs"] else f"[red]{row['different_runs']} differ[/red]"
+        ours = (
+            f"{row['us']:.1f}",
+            f"{row['gbps']:,.0f}",
+            f"{row['of_ceiling']:.1%}",
+            f"{row['memory_us']:.1f}",
+            f"{row['relative_error']:.1e}",
+            same,
+        )
+        made.add_row(f"{row['kv_len']:,}", "cfdsl", *ours, "", style="bold")
+        for peer in row["peers"]:
+            gbps = row["bytes"] / peer["us"] / 1e3
+            times = (
+                f"{peer['us']:.1f}",
+                f"{gbps:,.0f}",
+                f"{gbps / record['ceiling']['gbps']:.1%}",
+                "",
+                f"{peer['relative_error']:.1e}",
+                "",
+            )
+            made.add_row("", f"{peer['name']}, {peer['variant']}", *times, f"{peer['speedup']:.2f}x")
+    return made

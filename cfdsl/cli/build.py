@@ -1,0 +1,60 @@
+"""From a request to what the compiler and the runtime make of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cfdsl.cli.request import Request
+
+if TYPE_CHECKING:
+    from cfdsl.compiler.cost import Choice
+    from cfdsl.compiler.stages import Lowered
+    from cfdsl.runtime.kernel import Kernel
+
+
+def choice_for(request: Request) -> Choice:
+    """The cost model's table for the requested KV length."""
+    from cfdsl.compiler.cost import choose
+
+    graph = request.fusion.trace(request.model, request.batch, request.dtype, **request.options)
+    return choose(graph, request.part, request.overrides, sizes(request))
+
+
+def sizes(request: Request) -> dict[str, int]:
+    """Sizes of run-time dimensions to estimate with: a cache that is exactly as long as the request's KV length."""
+    return {"tokens": max(request.kv_len, 1)}
+
+
+def lower_for(request: Request) -> Lowered:
+    """All stages up to generated source."""
+    from cfdsl.compiler.stages import lower
+    from cfdsl.runtime.toolchain import default_arch
+
+    default_arch(request.part.arch)
+    asked = (request.fusion, request.model, request.batch, request.dtype, request.part)
+    return lower(*asked, request.overrides, request.options, sizes(request))
+
+
+def kernel_for(request: Request, lowered: Lowered | None = None) -> Kernel:
+    """The compiled kernel, from the cache where it is there."""
+    from cfdsl.runtime.build import from_lowered
+
+    return from_lowered(lowered or lower_for(request))
+
+
+def kernel_record(kernel: Kernel, seconds: float) -> dict[str, Any]:
+    """What the toolchain says of a kernel. `seconds`: how long getting it took, just now."""
+    paths = {name: str(path) for name, path in kernel.paths.items()}
+    return {
+        "name": kernel.name,
+        "cached": not kernel.cold,
+        "seconds": seconds,
+        "compile_seconds": kernel.compile_seconds,
+        "registers": kernel.registers,
+        "spills": kernel.spills,
+        "stack": kernel.stack,
+        "smem_bytes": kernel.plan.smem_bytes,
+        "threads": kernel.plan.threads,
+        "grid": kernel.plan.grid,
+        "files": paths,
+    }

@@ -1,0 +1,39 @@
+"""Mistakes on the command line itself; like every other mistake they say what is wrong and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cfdsl.errors import CfdslError
+
+
+@dataclass(eq=False, kw_only=True)
+class UnknownName(CfdslError):
+    """A fusion, model or part that does not exist."""
+
+    kind: str
+    name: str
+    known: str
+    command: str
+    _says = "there is no {kind} named {name!r}."
+    _remedy = "use one of {known}; `python -m cfdsl {command}` lists them."
+
+
+@dataclass(eq=False, kw_only=True)
+class BadOption(CfdslError):
+    """An option of the command line has a value that it cannot have."""
+
+    option: str
+    value: str
+    expected: str
+    _says = "{option} got {value!r}, which is not {expected}."
+    _remedy = "give {option} {expected}."
+
+
+@dataclass(eq=False, kw_only=True)
+class NeedsGpu(CfdslError):
+    """A command that measures was started on a machine without a GPU."""
+
+    command: str
+    _says = "`{command}` measures on a GPU, and this machine has none that torch can use."
+    _remedy = "run it on a machine with one; without one, `compile`, `show` and `explain` do everything up to the machine code."

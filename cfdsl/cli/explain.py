@@ -1,0 +1,33 @@
+"""`explain`: every config that was weighed, and every reason against those that cannot run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from cfdsl.cli.console import console, print_json
+from cfdsl.cli.panels import candidates, header, panel, refused_table
+from cfdsl.cli.report import choice_record, refusals, request_record
+from cfdsl.cli.request import Request, takes_request
+from cfdsl.cli.units import plural
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")]
+
+
+@takes_request()
+def explain(request: Request, json: Json = False) -> None:
+    """Show the configs that were weighed, their estimated times, and why others cannot run."""
+    from cfdsl.cli.build import choice_for
+
+    record = {**request_record(request), "choice": choice_record(choice_for(request), request.overrides)}
+    if json:
+        print_json(record)
+        return
+    screen, choice = console(), record["choice"]
+    screen.print(header(record, request.part_note))
+    screen.print(panel(f"{plural(len(choice['fit']), 'config')} fit, best first", Text(choice["why"]), Text(), candidates(choice["fit"])))
+    if choice["refused"]:
+        reasons = Text(", ".join(f"{kind}: {count}" for kind, count in refusals(choice["refused"])))
+        screen.print(panel(f"{plural(len(choice['refused']), 'config')} refused", reasons, Text(), refused_table(choice["refused"])))

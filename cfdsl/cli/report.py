@@ -1,0 +1,150 @@
+"""What `compile` and `explain` say, as plain records: the tables and the JSON are two ways to write the same dictionary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from cfdsl.cli.holdings import LEAVES, VIEWS, Placed, names_of
+from cfdsl.cli.request import Request
+from cfdsl.cli.units import plural
+from cfdsl.compiler.config import Config
+from cfdsl.compiler.cost import RESOLUTION
+from cfdsl.compiler.plan import KernelPlan
+
+if TYPE_CHECKING:
+    from cfdsl.compiler.cost import Candidate, Choice
+    from cfdsl.compiler.parts import Part
+    from cfdsl.dsl.interpret.traffic import Traffic
+
+
+def request_record(request: Request) -> dict[str, Any]:
+    """The command line, resolved."""
+    return {
+        "fusion": request.fusion.name,
+        "model": request.model.name,
+        "batch": request.batch,
+        "dtype": request.dtype,
+        "kv_len": request.kv_len,
+        "options": {**request.fusion.options, **request.options},
+        "part": part_record(request.part, request.part_from),
+    }
+
+
+def part_record(part: Part, came_from: str) -> dict[str, Any]:
+    """The target and where it came from: given, gpu or default."""
+    return {"name": part.name, "arch": part.arch, "sms": part.sms, "hbm_gbps": part.hbm_gbps, "from": came_from}
+
+
+def graph_record(placed: Placed) -> dict[str, Any]:
+    """The placed graph: leaves with their types, then every op and exchange in order with the placement of its result."""
+    names = names_of(placed.graph)
+    leaves, ops = [], []
+    for node in placed.graph.nodes:
+        if node.op in LEAVES:
+            leaves.append({"name": names[node], "kind": node.op, "type": str(node.type), "line": str(node.src)})
+        elif node.op not in VIEWS:
+            items = [user for user in placed.graph.users(node) if user.op == "item"] or [node]
+            ops.append(
+                {
+                    "name": ", ".join(names[item] for item in items),
+                    "op": node.op,
+                    "args": [names[_regrouped(arg)] for arg in node.args],
+                    "type": ", ".join(dict.fromkeys(str(type_) for type_ in node.types)),
+                    "placement": str(placed.of(items[0])),
+                    "exchange": node.is_collective,
+                    "line": str(node.src),
+                    "code": node.src.code,
+                }
+            )
+    mesh = {"clusters": placed.mesh.clusters, "ranks": placed.mesh.ranks}
+    return {"mesh": mesh, "leaves": leaves, "ops": ops}
+
+
+def _regrouped(node: Any) -> Any:
+    while node.op in VIEWS and node.op != "item" and node.args:
+        node = node.args[0]
+    return node
+
+
+def config_record(config: Config, plan: KernelPlan) -> dict[str, Any]:
+    """The schedule, with what follows from it."""
+    ring = {"stages": plan.ring.stages, "stage_bytes": plan.ring.stage_bytes, "bytes": plan.ring.bytes} if plan.ring else None
+    return {**asdict(config), "ctas": config.ctas, "threads": plan.threads, "ring": ring, "smem_bytes": plan.smem_bytes}
+
+
+TIMES = ("time_us", "start_us", "stream_us", "exchanges_us", "tail_us")
+
+
+def candidate_record(row: Candidate) -> dict[str, Any]:
+    """One weighed config: its fields, its estimated times (None where it is refused), the reasons against it."""
+    times = {name: getattr(row.estimate, name) if row.estimate else None for name in TIMES}
+    units = None if row.units is None else float(row.units)
+    return {
+        "config": asdict(row.config),
+        **times,
+        "smem_bytes": row.smem_bytes,
+        "units_per_cluster": units,
+        "waves": row.estimate.waves if row.estimate else None,
+        "refused": [str(reason) for reason in row.refused],
+        "chosen": row.chosen,
+    }
+
+
+def choice_record(choice: Choice, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The chosen config's reasons and everything that was weighed, the best first."""
+    rows = [candidate_record(row) for row in choice.rows]
+    fit = [row for row in rows if not row["refused"]]
+    refused = [row for row in rows if row["refused"]]
+    return {"why": why(fit, overrides), "given": overrides, "fit": fit, "refused": refused}
+
+
+def why(fit: list[dict[str, Any]], overrides: dict[str, Any]) -> str:
+    """In a few sentences, why the chosen config was chosen."""
+    chosen = next((row for row in fit if row["chosen"]), None)
+    if chosen is None:
+        return "Given by hand."
+    fastest = min(fit, key=lambda row: row["time_us"])
+    text = f"Estimated at {chosen['time_us']:.1f} us, the least of {plural(len(fit), 'config')} that fit."
+    if len(fit) == 1:
+        text = f"Estimated at {chosen['time_us']:.1f} us; nothing else fits what was given."
+    elif fastest is not chosen:
+        text = (
+            f"Estimated at {chosen['time_us']:.1f} us. {plural(len(fit), 'config')} fit, the least estimate is {fastest['time_us']:.1f} us;"
+            f" within {RESOLUTION:.0%} estimates count as equal, and room for the next launch beside it decides, then the smaller cluster."
+        )
+    size = chosen["config"]["cluster_size"]
+    other = min((row for row in fit if row["config"]["cluster_size"] != size), key=lambda row: row["time_us"], default=None)
+    if other is not None:
+        shape = f"{other['config']['clusters']} x {other['config']['cluster_size']}"
+        text += f" The best with another cluster size, {shape}: {other['time_us']:.1f} us ({other['time_us'] - chosen['time_us']:+.1f})."
+    if overrides:
+        text += " Given by hand: " + ", ".join(f"{name}={value}" for name, value in overrides.items()) + "."
+    return text
+
+
+def refusals(refused: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """Kinds of reasons (what stands before the colon) with how many configs each rules out, the commonest first."""
+    return Counter(kind for row in refused for kind in {reason.split(":")[0] for reason in row["refused"]}).most_common()
+
+
+def traffic_record(traffic: Traffic, choice: Choice, part: Part) -> dict[str, Any]:
+    """Bytes of one launch by scope; the memory's time on the part; the estimate of the chosen config."""
+    chosen = next((row for row in choice.rows if row.chosen), None)
+    estimate = candidate_record(chosen) if chosen is not None else {}
+    return {
+        "hbm_bytes": traffic.hbm_bytes,
+        "weights": traffic.weights,
+        "kv_read": traffic.kv_read,
+        "kv_write": traffic.kv_write,
+        "inputs": traffic.inputs,
+        "outputs": traffic.outputs,
+        "l2_bytes": traffic.l2_bytes,
+        "dsmem_bytes": traffic.dsmem_bytes,
+        "grid_bytes": traffic.grid_bytes,
+        "exchanges": [{"op": row.op, "scope": row.scope, "bytes": row.bytes, "line": str(row.src)} for row in traffic.exchanges],
+        "memory_us": traffic.hbm_bytes / part.hbm_gbps / 1e3,
+        "hbm_gbps": part.hbm_gbps,
+        "estimate_us": {name: estimate[name] for name in TIMES} if estimate else {},
+    }

@@ -1,0 +1,107 @@
+"""The oracle against the fusion's plain PyTorch reference, in seconds: on the model itself where it is small, else on a scaled-down one.
+
+Scaled down means fewer heads and a smaller hidden size, and fewer clusters in proportion; head_dim, query heads per KV head, ranks of a
+cluster and the rotary settings stay, so every exchange of the real launch takes place, between as many ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import gcd
+from typing import TYPE_CHECKING, Any
+
+from cfdsl.cli.request import Request
+from cfdsl.dsl.graph import Graph
+from cfdsl.dsl.placement import Mesh
+
+if TYPE_CHECKING:
+    from cfdsl.models import ModelConfig
+
+CHEAP_ELEMENTS = 4_000_000  # of all weights: above this the check is of a scaled-down model
+CHEAP_CTAS = 64  # the oracle runs every rank of every cluster in turn
+TOKENS = 37  # cached tokens of the check: no multiple of anything
+ALLOWED = 1e-5  # the oracle computes in float32, the reference in float64
+
+
+def oracle_check(request: Request, mesh: Mesh) -> dict[str, Any] | None:
+    """Run the oracle on `mesh` (or on its scaled-down likeness) and compare outputs and caches; None where there is no reference."""
+    fusion = request.fusion
+    if not (fusion.has_reference and fusion.has_example_inputs):
+        return None
+    from cfdsl.dsl.interpret import interpret
+
+    graph = fusion.trace(request.model, request.batch, request.dtype, **request.options)
+    model, small = scaled_down(request.model, graph, mesh)
+    if model is not request.model:
+        graph = fusion.trace(model, request.batch, request.dtype, **request.options)
+    tokens = min(request.kv_len, TOKENS)
+    tensors = fusion.example_inputs(model, request.batch, request.dtype, length=tokens, capacity=tokens + 3, **request.options)
+    got = interpret(graph, tensors, small, round_outputs=False)
+    want = fusion.reference(model, tensors, "f64", **request.options)
+    errors = {name: relative_error(value, want[name]) for name, value in {**got.outputs, **got.caches}.items() if name in want}
+    allowed = {name: ALLOWED if name in got.outputs else cache_allowed(request.dtype) for name in errors}
+    return {
+        "ok": all(error <= allowed[name] for name, error in errors.items()),
+        "relative_error": max(errors[name] for name in got.outputs),
+        "tolerance": ALLOWED,
+        "errors": errors,
+        "dtype": "float32, outputs not rounded, against the reference in float64",
+        "reduced": model is not request.model,
+        "model": {name: getattr(model, name) for name in ("hidden", "heads", "kv_heads", "head_dim")},
+        "mesh": {"clusters": small.clusters, "ranks": small.ranks},
+        "kv_len": tokens,
+        "note": note(request.model, model, small, tokens),
+    }
+
+
+def cache_allowed(dtype: str) -> float:
+    """Caches are rounded to 16 bits on both sides; a value that lies on an edge may round the other way."""
+    return 2**-8 if dtype == "bf16" else 2**-11
+
+
+def scaled_down(model: ModelConfig, graph: Graph, mesh: Mesh) -> tuple[ModelConfig, Mesh]:
+    """The model and mesh to check on: as they are where that is cheap, else heads, hidden size and clusters cut in proportion."""
+    weights = 0
+    for leaf in graph.leaves("weight"):
+        count = 1
+        for dim in leaf.type.shape:
+            count *= dim if isinstance(dim, int) else 1
+        weights += count
+    if weights <= CHEAP_ELEMENTS and mesh.ctas <= CHEAP_CTAS:
+        return model, mesh
+    if graph.over != model.kv_heads:
+        return model, mesh  # clusters do not stand for heads: nothing here knows how to scale it
+    ways = smallest_share(model.kv_heads, mesh.clusters)
+    kv_heads, clusters = model.kv_heads // ways, mesh.clusters // ways
+    hidden = max(64, -(-model.hidden // ways // 64) * 64)
+    small = replace(model, name=f"{model.name} scaled down", hidden=hidden, heads=kv_heads * model.group, kv_heads=kv_heads)
+    return small, Mesh(clusters, mesh.ranks)
+
+
+def smallest_share(kv_heads: int, clusters: int) -> int:
+    """By how much heads and clusters can both be divided while at least two clusters, and two heads where there are two, remain."""
+    common = gcd(kv_heads, clusters)
+    for ways in range(common, 0, -1):
+        if common % ways == 0 and clusters // ways >= min(2, clusters) and kv_heads // ways >= min(2, kv_heads):
+            return ways
+    return 1
+
+
+def note(model: ModelConfig, checked: ModelConfig, mesh: Mesh, tokens: int) -> str:
+    """What was checked, in words."""
+    where = f"on {mesh}, {tokens} cached tokens, every rank of every cluster in turn on the CPU"
+    if checked is model:
+        return f"Checked at full size {where}."
+    heads = f"{checked.heads} query and {checked.kv_heads} KV heads for {model.heads} and {model.kv_heads}"
+    sizes = f"hidden {checked.hidden} for {model.hidden}, {heads}"
+    return f"Checked on a scaled-down model, to take seconds: {sizes}; head_dim, grouping and ranks as in the real one; {where}."
+
+
+def relative_error(got: Any, want: Any) -> float:
+    """|got - want| / |want| of two tensors in float64, over the elements that are numbers in `want`; infinite if `got` lacks one."""
+    a, b = got.double().flatten(), want.double().flatten()
+    known = b.isfinite()
+    if not bool((a.isfinite() | ~known).all()):
+        return float("inf")
+    a, b = a[known], b[known]
+    return float((a - b).norm() / b.norm().clamp_min(1e-300)) if b.numel() else 0.0

@@ -1,0 +1,145 @@
+"""Which configs are worth weighing for a graph on a part, and every reason that speaks against one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from math import ceil
+from typing import Any
+
+from cfdsl.compiler.config import CLUSTER_SIZES, Config
+from cfdsl.compiler.parts import Part
+from cfdsl.compiler.traffic import leaf_of, size_of
+from cfdsl.dsl.graph import ITEMSIZE, Graph, Node
+from cfdsl.dsl.place import PlacedGraph
+from cfdsl.dsl.placement import Shard
+from cfdsl.errors import CfdslError, ClusterSizeUnsupported, ConfigError, Errors, raise_all
+
+MAX_STAGES = 12  # beyond 192 KB in flight per SM nothing is gained, and nothing more fits
+MIN_STAGES = 2  # one lands while the other is eaten
+MAX_WARPS = 16
+MAX_THREADS_PER_SM = 2048
+COPY_BYTES = 16  # bulk copies and st.async pushes of 4 words move multiples of this, from and to multiples of it
+
+_INTEGERS: Mapping[str, tuple[str, Callable[[int], bool]]] = {
+    "clusters": ("a positive number", lambda n: n >= 1),
+    "stages": (f"a number from {MIN_STAGES} to {MAX_STAGES}", lambda n: MIN_STAGES <= n <= MAX_STAGES),
+    "stage_bytes": ("a positive multiple of 128", lambda n: n > 0 and n % 128 == 0),
+    "warps": (f"a power of two up to {MAX_WARPS}", lambda n: 1 <= n <= MAX_WARPS and n & (n - 1) == 0),
+    "ctas_per_sm": ("1 or 2", lambda n: n in (1, 2)),
+}
+_FIELDS = tuple(field.name for field in fields(Config))
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Raise ConfigError, ClusterSizeUnsupported, or Errors with all of them, for fields that no config can have."""
+    errors: list[CfdslError] = []
+    for name, value in overrides.items():
+        if name not in _FIELDS:
+            errors.append(ConfigError(name=name, value=value, expected=f"one of the fields {', '.join(_FIELDS)}"))
+        elif name == "cluster_size":
+            if not _is_int(value) or value not in CLUSTER_SIZES:
+                errors.append(ClusterSizeUnsupported(size=value, supported=CLUSTER_SIZES))
+        elif name in _INTEGERS:
+            expected, holds = _INTEGERS[name]
+            if not _is_int(value) or not holds(value):
+                errors.append(ConfigError(name=name, value=value, expected=expected))
+        elif not isinstance(value, bool):
+            errors.append(ConfigError(name=name, value=value, expected="true or false"))
+    raise_all(errors)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def cluster_counts(graph: Graph, part: Part, cluster_size: int) -> tuple[int, ...]:
+    """Numbers of clusters worth weighing: several units each, one each, or several clusters on one unit's finer slices.
+
+    With 8 KV heads of 4 query heads: 1, 2, 4, 8 (units divided), 16 and 32 (query heads divided, K and V repeated). Without a
+    `clusters` block the work is spread over all CTAs, and as many clusters run as the part holds.
+    """
+    if graph.over is None:
+        return (part.resident(cluster_size, 1) or max(1, part.sms // cluster_size),)
+    units, finest = graph.over, finest_slices(graph)
+    several = (n for n in range(1, units + 1) if units % n == 0)
+    split = (n for n in range(2 * units, min(finest, 2 * part.sms) + 1, units) if finest % n == 0)
+    return (*several, *split)
+
+
+def finest_slices(graph: Graph) -> int:
+    """The most slices into which `[axis]` cuts heads or rows: more clusters than that would repeat each other's work.
+
+    Slices of a weight's columns do not count: they are terms of one sum.
+    """
+    cut = ((node.type.shape, node.attr("dim"), leaf_of(node).op) for node in graph.leaves("slice_grid"))
+    sizes = [shape[dim] for shape, dim, op in cut if not (op == "weight" and len(shape) > 1 and dim == len(shape) - 1)]
+    return max((size for size in sizes if isinstance(size, int)), default=graph.over or 1)
+
+
+def geometries(graph: Graph, part: Part, overrides: Mapping[str, Any]) -> Iterator[Config]:
+    """Every config to weigh, with the least ring; fields that the user fixed are fixed."""
+    sizes = (overrides["cluster_size"],) if "cluster_size" in overrides else CLUSTER_SIZES
+    for cluster_size in sizes:
+        counts = (overrides["clusters"],) if "clusters" in overrides else cluster_counts(graph, part, cluster_size)
+        for clusters in counts:
+            for ctas_per_sm in (overrides["ctas_per_sm"],) if "ctas_per_sm" in overrides else (1, 2):
+                given: dict[str, Any] = {"clusters": clusters, "cluster_size": cluster_size, "ctas_per_sm": ctas_per_sm}
+                yield Config(**({"stages": MIN_STAGES} | given | dict(overrides)))
+
+
+def refused_by_part(graph: Graph, part: Part, config: Config, waits_for_grid: bool) -> list[str]:
+    """Reasons that follow from the part and the launch alone."""
+    reasons = []
+    size, clusters = config.cluster_size, config.clusters
+    if size > part.cluster_limit:
+        reasons.append(f"{part.name} has clusters of at most {part.cluster_limit}")
+    elif waits_for_grid:
+        resident = part.resident(size, config.ctas_per_sm)
+        at = f"of {size} at {config.ctas_per_sm} CTA{'s' * (config.ctas_per_sm > 1)}/SM"
+        if resident is None:
+            reasons.append(f"not known how many clusters {at} run at once on {part.name}; the grid barrier needs all: ask the device")
+        elif clusters > resident:
+            reasons.append(f"not resident: {clusters} clusters {at}, {part.name} holds {resident}; the grid barrier would deadlock")
+    finest = finest_slices(graph)
+    if graph.over is not None and clusters > finest:
+        reasons.append(f"{clusters} clusters for {finest} slices of work: some would repeat others")
+    if 32 * (config.warps + 1) * config.ctas_per_sm > MAX_THREADS_PER_SM:
+        reasons.append(f"{config.ctas_per_sm} x {32 * (config.warps + 1)} threads on an SM, at most {MAX_THREADS_PER_SM}")
+    return reasons
+
+
+def refused_by_slices(placed: PlacedGraph, config: Config, sizes: Mapping[str, int]) -> list[str]:
+    """Slices of weights that bulk copies cannot move, and rows that no stage can hold."""
+    reasons: dict[str, None] = {}
+    for node in placed.graph.leaves("linear"):
+        width = row_bytes(placed, node, sizes)
+        name = leaf_of(node.args[1]).attr("name")
+        if width % COPY_BYTES:
+            reasons[f"a rank's slice of a row of {name} is {width} bytes, not a multiple of {COPY_BYTES}"] = None
+        elif width > config.stage_bytes:
+            reasons[f"a row of {name} is {width:,} bytes, a ring stage {config.stage_bytes:,}"] = None
+    for node in placed.graph.leaves("cluster_reduce_scatter"):
+        shape = node.types[0].shape
+        held = size_of(shape[node.attr("dim")], sizes) * 4 // config.cluster_size
+        if held % COPY_BYTES:
+            reasons[f"a rank's slice in {node.op} is {held} bytes, not a multiple of {COPY_BYTES}"] = None
+    return list(reasons)
+
+
+def row_bytes(placed: PlacedGraph, node: Node, sizes: Mapping[str, int]) -> int:
+    """Bytes of one row of a linear's weight as a rank reads it."""
+    weight, mesh = node.args[1], placed.mesh
+    last = len(weight.type.shape) - 1
+    columns = size_of(weight.type.shape[last], sizes)
+    if placed.of(weight).grid == Shard(last):
+        columns = ceil(columns / mesh.clusters)
+    if node.attr("shard") == "in":
+        columns //= mesh.ranks
+    return columns * ITEMSIZE[weight.type.dtype]
+
+
+def refused_by_error(error: CfdslError) -> list[str]:
+    """The reasons in an error of another stage, one line each."""
+    singles = error.errors if isinstance(error, Errors) else (error,)
+    return list(dict.fromkeys(single.message.rstrip(".").split("\n")[0] for single in singles))

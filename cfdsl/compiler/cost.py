@@ -1,0 +1,218 @@
+"""Choosing a config: every candidate gets an estimate, or all the reasons that speak against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from cfdsl.compiler.candidates import (
+    MAX_STAGES,
+    MIN_STAGES,
+    check_overrides,
+    geometries,
+    refused_by_error,
+    refused_by_part,
+    refused_by_slices,
+)
+from cfdsl.compiler.config import Config
+from cfdsl.compiler.estimate import Estimate, estimate
+from cfdsl.compiler.parts import Part
+from cfdsl.compiler.smem import SmemOf, fit_stages, fixed_smem
+from cfdsl.compiler.traffic import Traffic, streams, traffic
+from cfdsl.dsl.graph import GRID_COLLECTIVES, Graph
+from cfdsl.dsl.place import PlacedGraph, place
+from cfdsl.dsl.placement import Mesh
+from cfdsl.errors import CfdslError, NoLegalConfig
+
+RESOLUTION = 0.03  # estimates that are closer than the model is exact are not told apart: then the shape that was measured good decides
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One config with its estimate, or with all reasons against it (`refused`; then `estimate` and every `*_us` is None).
+
+    smem_bytes   of a CTA, the ring included (the least ring, if none fits); None where the graph cannot be placed
+    units        work units (KV heads, rows, ...) per cluster; below 1, several clusters share a unit. None: no clusters block
+    *_us         microseconds: the estimate's time and its four terms, then the limits behind `stream_us`
+    """
+
+    config: Config
+    estimate: Estimate | None
+    smem_bytes: int | None
+    units: Fraction | None
+    refused: tuple[str, ...] = ()
+    chosen: bool = False
+    time_us: float | None = field(init=False)
+    start_us: float | None = field(init=False)
+    stream_us: float | None = field(init=False)
+    exchanges_us: float | None = field(init=False)
+    tail_us: float | None = field(init=False)
+    hbm_us: float | None = field(init=False)
+    l2_us: float | None = field(init=False)
+    sm_us: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if each.name.endswith("_us"):
+                object.__setattr__(self, each.name, getattr(self.estimate, each.name, None))
+
+    @property
+    def verdict(self) -> str:
+        """In words, for a table."""
+        if self.refused:
+            return "; ".join(self.refused)
+        return "chosen" if self.chosen else ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen config, and what was weighed, best first, refused ones last."""
+
+    config: Config
+    rows: tuple[Candidate, ...]
+    part: Part
+    sizes: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def chosen(self) -> Candidate:
+        return next(row for row in self.rows if row.chosen)
+
+    @property
+    def floor_us(self) -> float:
+        """The memory's time: each byte once, at the part's read ceiling."""
+        chosen = self.chosen.estimate
+        return self.part.at_hbm_us(chosen.traffic.unique_bytes) if chosen else 0.0
+
+
+def choose(
+    graph: Graph,
+    part: Part,
+    overrides: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    smem_of: SmemOf | None = None,
+) -> Choice:
+    """Weigh every config that `overrides` (fields fixed by the user) leaves open, and choose one.
+
+    sizes     symbolic dimensions of the estimate, e.g. {"tokens": 4096} (the default)
+    smem_of   bytes of shared memory besides the ring's stages, for a config; default: an estimate from the placed graph
+
+    The same arguments give the same choice, and are weighed once per process. Raises ConfigError or ClusterSizeUnsupported for fields
+    that no config has, NoLegalConfig with all reasons when every candidate is refused.
+    """
+    overrides, sizes = dict(overrides or {}), dict(sizes or {})
+    check_overrides(overrides)
+    return _choose(graph, part, tuple(sorted(overrides.items())), tuple(sorted(sizes.items())), smem_of)
+
+
+@lru_cache(maxsize=256)
+def _choose(
+    graph: Graph, part: Part, overrides: tuple[tuple[str, Any], ...], sizes: tuple[tuple[str, int], ...], smem_of: SmemOf | None
+) -> Choice:
+    weigh = _Scales(graph, part, dict(overrides), dict(sizes), smem_of)
+    rows = [weigh.candidate(config) for config in geometries(graph, part, weigh.overrides)]
+    legal = [row for row in rows if row.estimate]
+    if not legal:
+        raise _nothing_left(graph, part, weigh.overrides, rows)
+    best = min(row.estimate.time_us for row in legal if row.estimate)
+    legal.sort(key=lambda row: _rank(row, best))
+    legal[0] = replace(legal[0], chosen=True)
+    refused = [row for row in rows if row.refused]
+    return Choice(legal[0].config, (*legal, *refused), part, sizes)
+
+
+def _rank(row: Candidate, best_us: float) -> tuple[Any, ...]:
+    """Faster first. Among those within RESOLUTION of the best: a start that overlaps the launch before, then small clusters.
+
+    That is what was measured good (32 clusters of 2, two CTAs per SM); small clusters also wait for fewer peers.
+    """
+    assert row.estimate is not None
+    time, config = row.estimate.time_us, row.config
+    shape = (not row.estimate.overlapped_start, config.cluster_size, -config.clusters, -config.ctas_per_sm)
+    return (0, *shape, time) if time <= best_us * (1 + RESOLUTION) else (1, time, *shape)
+
+
+class _Scales:
+    """Weighs candidates of one graph on one part; a mesh is placed and walked once."""
+
+    def __init__(self, graph: Graph, part: Part, overrides: Mapping[str, Any], sizes: Mapping[str, int], smem_of: SmemOf | None) -> None:
+        self.graph, self.part, self.overrides, self.sizes, self.smem_of = graph, part, overrides, sizes, smem_of
+        self.waits_for_grid = any(node.op in GRID_COLLECTIVES for node in graph.nodes)
+        self.least_stages = overrides.get("stages", MIN_STAGES)
+        self.most_stages = overrides.get("stages", MAX_STAGES) if streams(graph) else 0
+        self.placed: dict[Mesh, PlacedGraph | CfdslError] = {}
+        self.traffic: dict[tuple[Mesh, int], Traffic] = {}
+
+    def candidate(self, config: Config) -> Candidate:
+        """The estimate of a config, or every reason against it."""
+        units = None if self.graph.over is None else Fraction(self.graph.over, config.clusters)
+        reasons = refused_by_part(self.graph, self.part, config, self.waits_for_grid)
+        placed = self._place(Mesh(config.clusters, config.cluster_size))
+        if isinstance(placed, CfdslError):
+            return Candidate(config, None, None, units, (*reasons, *refused_by_error(placed)))
+        reasons += refused_by_slices(placed, config, self.sizes)
+        try:
+            smem_of = self.smem_of or (lambda fitted: fixed_smem(placed, fitted, self.sizes))
+            fitted, smem = fit_stages(self.part, config, smem_of, self.most_stages, self.least_stages)
+        except CfdslError as error:
+            return Candidate(config, None, None, units, (*reasons, *refused_by_error(error)))
+        if fitted is None:
+            budget = self.part.smem_budget(config.ctas_per_sm)
+            reasons.append(f"shared memory: {smem:,} bytes of {budget:,} at {config.ctas_per_sm} CTA{'s' * (config.ctas_per_sm > 1)}/SM")
+        if fitted is None or reasons:
+            return Candidate(fitted or config, None, smem, units, tuple(reasons))
+        return Candidate(fitted, estimate(self.part, fitted, self._traffic(placed, fitted)), smem, units)
+
+    def _place(self, mesh: Mesh) -> PlacedGraph | CfdslError:
+        if mesh not in self.placed:
+            try:
+                self.placed[mesh] = place(self.graph, mesh)
+            except CfdslError as error:
+                self.placed[mesh] = error
+        return self.placed[mesh]
+
+    def _traffic(self, placed: PlacedGraph, config: Config) -> Traffic:
+        key = (placed.mesh, config.stage_bytes)
+        if key not in self.traffic:
+            self.traffic[key] = traffic(placed, self.sizes, config.stage_bytes)
+        return self.traffic[key]
+
+
+def _nothing_left(graph: Graph, part: Part, overrides: Mapping[str, Any], rows: list[Candidate]) -> NoLegalConfig:
+    """Each reason once, with the configs it was said of when several were weighed."""
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        for reason in row.refused:
+            said.setdefault(reason, []).append(f"{row.config.clusters}x{row.config.cluster_size}")
+    lines = []
+    for reason, shapes in said.items():
+        shapes = list(dict.fromkeys(shapes))
+        more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""
+        lines.append(reason if len(rows) == 1 else f"{reason} ({', '.join(shapes[:4])}{more})")
+    given = " with " + ", ".join(f"{name}={value}" for name, value in overrides.items()) if overrides else ""
+    return NoLegalConfig(fusion=graph.name, part=part.name, given=given, reasons=tuple(lines))
+
+
+HEADERS = ("clusters x ranks", "per cluster", "CTAs/SM", "stages", "smem", "time", "start", "stream", "exchanges", "tail", "verdict")
+
+
+def cells(row: Candidate) -> tuple[str, ...]:
+    """One row of the table, as text in the order of HEADERS."""
+    config, e = row.config, row.estimate
+    times = ["-"] * 5 if e is None else [f"{us:.1f}" for us in (e.time_us, e.start_us, e.stream_us, e.exchanges_us, e.tail_us)]
+    stages = "-" if e is None or not e.traffic.streams else str(config.stages)
+    smem = "-" if row.smem_bytes is None else f"{row.smem_bytes:,}"
+    units = "-" if row.units is None else str(row.units)
+    return (f"{config.clusters} x {config.cluster_size}", units, str(config.ctas_per_sm), stages, smem, *times, row.verdict)
+
+
+def explain(choice: Choice) -> str:
+    """The table of candidates as plain text: aligned columns, microseconds, the best first and the refused ones last."""
+    table = [HEADERS, *(cells(row) for row in choice.rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(HEADERS) - 1)]
+    lines = ["  ".join([*(text.rjust(width) for text, width in zip(line, widths)), line[-1]]).rstrip() for line in table]
+    sizes = "".join(f", {name} {value}" for name, value in choice.sizes)
+    head = f"{choice.part.name}: times in us at {choice.part.hbm_gbps:,.0f} GB/s{sizes}; the memory's time is {choice.floor_us:.1f}"
+    return "\n".join([head, *(f"note: {note}" for note in choice.part.notes), "", *lines])

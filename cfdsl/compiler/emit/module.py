@@ -1,0 +1,217 @@
+"""The layout of a generated module: imports, constants, the kernel (shared memory, producer, consumers), the launch."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+
+from cfdsl.compiler.emit.context import DTYPES, MODULES, Context, name
+from cfdsl.compiler.emit.steps import emit_step, head_base, tiles_of
+from cfdsl.compiler.geometry import RowTiles
+from cfdsl.compiler.plan import Buffer, KernelPlan, Step
+from cfdsl.dsl.graph import Src
+
+WIDTH = 140
+REGISTERS_PER_SM = 65536
+
+
+def emit(plan: KernelPlan) -> str:
+    """The source of a module with the kernel, `launch` (a `cute.jit` function of `plan.args` in order and a stream) and `ATTRS`."""
+    c = Context(plan)
+    producer = _producer(c) if plan.ring else []
+    consumers = _consumers(c)
+    kernel = [*_prologue(c), *_branches(plan, producer, consumers)]
+    body = "\n".join(f"    {line}" if line else "" for line in kernel)
+    parts = [_header(plan), _imports("\n".join([body, *c.constants.values()])), _constants(c), _kernel_def(c) + body, _launch(c)]
+    return "\n\n".join(parts[:3]) + "\n\n\n" + "\n\n\n".join(parts[3:]) + "\n"
+
+
+def _header(plan: KernelPlan) -> str:
+    ring = f", ring {plan.ring.stages} x {plan.ring.stage_bytes} B" if plan.ring else ""
+    model = f" for {plan.model}" if plan.model else ""
+    return (
+        f'"""{plan.name}{model}, {plan.dtype}: {plan.mesh}, {plan.smem_bytes} B of shared memory{ring}.\n\n'
+        f'Written by cfdsl: change the spec, not this file.\n"""'
+    )
+
+
+def _imports(body: str) -> str:
+    names = [module for module in MODULES if f"{module}." in body or module == "cta"]
+    lines = ["import cuda.bindings.driver as cuda", "import cutlass", "import cutlass.cute as cute"]
+    lines.append("from cutlass import BFloat16, Float16, Float32, Int32, Int64")
+    lines += ["", f"from primitives import {', '.join(names)}"]
+    return "\n".join(lines + (["from primitives import ring as rings"] if "rings." in body or "RING" in body else []))
+
+
+def _constants(c: Context) -> str:
+    plan = c.plan
+    lines = [f"RANKS, CTAS, WARPS, THREADS = {plan.mesh.ranks}, {plan.mesh.ctas}, {c.warps}, {32 * c.warps}"]
+    if plan.ring:
+        full, empty = (next(b.offset for b in plan.barriers if b.kind == kind) for kind in ("full", "empty"))
+        lines.append(
+            f"RING = rings.Ring(stages={plan.ring.stages}, stage_bytes={plan.ring.stage_bytes}, warps={c.warps}, data={plan.ring.offset}, "
+            f"full={full}, empty={empty})"
+        )
+    lines += [f"{constant} = {text}" for constant, text in c.constants.items()]
+    lines.append(f"ATTRS = dict(cluster={plan.mesh.ranks}, maxnreg={_maxnreg(plan)})")
+    return "\n".join(lines)
+
+
+def _maxnreg(plan: KernelPlan) -> int | None:
+    """The register cap that lets `ctas_per_sm` CTAs share an SM; None if one CTA has it to itself.
+
+    An SM has four partitions with a quarter of the registers each, and a warp lives in one: what counts is the fullest partition.
+    """
+    if plan.config.ctas_per_sm == 1:
+        return None
+    warps_per_partition = -(-plan.config.ctas_per_sm * plan.threads // 32 // 4)
+    return REGISTERS_PER_SM // 4 // warps_per_partition // 32 // 8 * 8
+
+
+def _symbols(plan: KernelPlan) -> dict[str, tuple[str, int]]:
+    """Sizes known at launch: symbol -> (argument, dimension) that it is read from."""
+    found: dict[str, tuple[str, int]] = {}
+    for arg in plan.args:
+        for i, dim in enumerate(arg.shape):
+            if isinstance(dim, str):
+                found.setdefault(dim, (arg.name, i))
+    return found
+
+
+def _kernel_def(c: Context) -> str:
+    params = [f"{name(arg.name)}: cute.Tensor" for arg in c.plan.args] + [f"n_{symbol}: Int32" for symbol in _symbols(c.plan)]
+    return f"@cute.kernel\ndef kernel(\n{_wrap(params)}\n):\n"
+
+
+def _wrap(params: list[str]) -> str:
+    glued = ", ".join(param.replace(" ", "\0") for param in params) + ","
+    return textwrap.fill(glued, WIDTH, initial_indent="    ", subsequent_indent="    ", break_long_words=False).replace("\0", " ")
+
+
+def _exchange_barriers(plan: KernelPlan) -> list[tuple[str, int, int]]:
+    return [(b.name, b.offset, b.tx_bytes) for b in plan.barriers if b.kind == "exchange"]
+
+
+def _prologue(c: Context) -> list[str]:
+    """Who am I; make and arm the barriers; let the successor start."""
+    plan = c.plan
+    lines = [f"smem = cta.arena({plan.smem_bytes})", "tidx = cta.thread()", "bid, _, _ = cute.arch.block_idx()"]
+    lines += [f"{coordinate} = {text}" for coordinate, text in _coordinates(plan)]
+    lines += [f"{mbar} = cta.barriers(smem, {offset})" for mbar, offset, _ in _exchange_barriers(plan)]
+    init = ["rings.init(smem, RING)"] if plan.ring else []
+    init += [f"exchange.init({mbar}, {nbytes})" for mbar, _, nbytes in _exchange_barriers(plan)]
+    if init:
+        init.append("cute.arch.mbarrier_init_fence()")
+        init += [f"exchange.arm({mbar}, {nbytes})" for mbar, _, nbytes in _exchange_barriers(plan)]
+        lines += ["if tidx == 0:", *(f"    {line}" for line in init), "cute.arch.sync_threads()"]
+    if _has(plan, "rendezvous"):
+        lines.append("cute.arch.cluster_arrive_relaxed()")
+    if plan.config.pdl:
+        lines.append("cute.arch.griddepcontrol_launch_dependents()")
+    lines.append("status = ws_sync.iterator + 1")
+    return lines
+
+
+def _coordinates(plan: KernelPlan) -> list[tuple[str, str]]:
+    coordinates = [("rank", "cute.arch.block_idx_in_cluster()"), ("cluster", "bid // RANKS")]
+    repeats = {step.params["repeat"] for step in plan.steps if step.op == "append" and step.params["repeat"] > 1}
+    if repeats:
+        coordinates.append(("kv_head", f"cluster // {repeats.pop()}  # neighbouring clusters share a KV head"))
+    for share in plan.shares:
+        if share.even:
+            each = share.granules // plan.mesh.ctas
+            coordinates.append((share.symbol, "bid" if each == 1 else f"bid * {each}"))
+        else:
+            coordinates.append((share.symbol, f"bid * {share.granules} // CTAS"))
+            coordinates.append((share.name, f"((bid + 1) * {share.granules} // CTAS - {share.symbol}) * {share.granule}"))
+    return coordinates
+
+
+def _branches(plan: KernelPlan, producer: list[str], consumers: list[str]) -> list[str]:
+    if not plan.ring:
+        return consumers
+    indent = [f"    {line}" if line else "" for line in producer]
+    return ["if cta.warp() == WARPS:  # the producer warp: the load stream", *indent, "else:"] + [
+        f"    {line}" if line else "" for line in consumers
+    ]
+
+
+def _producer(c: Context) -> list[str]:
+    """The whole load stream, in the order of the consumers' steps; waits for the predecessor only before it reads the cache."""
+    plan = c.plan
+    lines, waited = ["at = Int32(0)"], not plan.config.pdl
+    policy = "" if plan.config.evict_first else ", None"
+    for step in plan.steps:
+        p = step.params
+        if step.op == "gemv":
+            weight = plan.streams[p["stream"]].name
+            tiles: RowTiles = p["tiles"]
+            call = f"{c.rows(weight, tiles)}, {tiles.row0}, {tiles.col0}, {tiles_of(c, tiles)}"
+            lines.append(f"at = stream.rows(smem, RING, at, {name(weight)}, {call}{policy})")
+        if step.op == "decode":
+            cache, length = p["cache"], _length_name(plan, p["tokens"])
+            if not waited:
+                lines.append("cute.arch.griddepcontrol_wait()  # the cache may be the predecessor's work")
+                waited = True
+            shape = c.constant("TOKENS", f"stream.Tokens(tokens={p['tokens_per_tile']}, dim={p['dim']}, stride={p['stride']})")
+            capacity = f"n_{next(d for a in plan.args if a.name == cache.name + '_k' for d in a.shape if isinstance(d, str))}"
+            clamped = f"{p['tokens']} = cutlass.max(cutlass.min({name(length)}[0], {capacity}), Int32(0))"
+            if clamped not in lines:
+                lines.append(clamped)
+            split = "rank, RANKS" if p["sharded"] else "Int32(0), 1"
+            base = head_base(c, cache, p["head"])
+            lines.append(
+                f"at = stream.tokens(smem, RING, at, {name(cache.name + '_k')}, {name(cache.name + '_v')}, {shape}, {base}, {p['tokens']}, {split})"
+            )
+    return lines + (["cute.arch.cluster_wait()"] if _has(plan, "rendezvous") else [])
+
+
+def _length_name(plan: KernelPlan, variable: str) -> str:
+    return next(s.params["length"] for s in plan.steps if s.op == "length" and s.params["out"] == variable)
+
+
+def _consumers(c: Context) -> list[str]:
+    plan = c.plan
+    lines = ["at = Int32(0)"] if plan.ring else []
+    lines += [_view(buffer) for buffer in plan.buffers]
+    if plan.config.pdl:
+        lines.append("cute.arch.griddepcontrol_wait()")
+    last: Src | None = None
+    for step in plan.steps:
+        if step.src is not None and step.src != last:
+            lines.append(_comment(step))
+            last = step.src
+        lines += emit_step(c, step)
+    return lines
+
+
+def _view(buffer: Buffer) -> str:
+    shape = str(buffer.shape[0]) if len(buffer.shape) == 1 else str(buffer.shape)
+    return f"{buffer.name} = cta.view(smem, {buffer.offset}, {DTYPES[buffer.dtype]}, {shape})"
+
+
+def _comment(step: Step) -> str:
+    """The user's line, which error messages translate back to."""
+    assert step.src is not None
+    return f"# src[{os.path.basename(step.src.file)}:{step.src.line}]: {step.src.code}"[: WIDTH - 8]
+
+
+def _has(plan: KernelPlan, op: str) -> bool:
+    return any(step.op == op for step in plan.steps)
+
+
+def _launch(c: Context) -> str:
+    plan = c.plan
+    params = [f"{name(arg.name)}: cute.Tensor" for arg in plan.args] + ["stream: cuda.CUstream"]
+    args = [f"flat({name(arg.name)})" for arg in plan.args]
+    args += [f"Int32({name(arg)}.shape[{dim}])" for arg, dim in _symbols(plan).values()]
+    call = textwrap.fill(", ".join(args), WIDTH, initial_indent="        ", subsequent_indent="        ", break_long_words=False)
+    return (
+        f'kernel.set_name_prefix("cfdsl_{plan.name}", remove_cutlass_symbol=True, keep_mangled_name=False)\n\n\n'
+        "def flat(tensor: cute.Tensor) -> cute.Tensor:\n"
+        "    return cute.make_tensor(tensor.iterator, cute.make_layout(cute.size(tensor)))\n\n\n"
+        f"@cute.jit\ndef launch(\n{_wrap(params)}\n):\n"
+        f"    kernel(\n{call},\n    ).launch(\n"
+        f"        grid=[CTAS, 1, 1], block=[{plan.threads}, 1, 1], cluster=[RANKS, 1, 1], stream=stream, use_pdl={plan.config.pdl},\n"
+        f"        min_blocks_per_mp=1,\n    )"
+    )

@@ -1,0 +1,151 @@
+"""Rotary embedding, the KV cache, and attention over the tokens of a rank."""
+
+from __future__ import annotations
+
+import math
+
+from cfdsl.compiler.affine import Affine
+from cfdsl.compiler.builder import Builder
+from cfdsl.compiler.lowering.exchanges import materialise
+from cfdsl.compiler.lowering.values import Cache, Softmax, Vector
+from cfdsl.compiler.plan import Stream
+from cfdsl.dsl.graph import ITEMSIZE, Node
+from cfdsl.dsl.placement import Partial
+from cfdsl.errors import ConfigError, GroupUnsupported, HeadDimUnsupported, NotLowered
+
+HEAD_DIMS = (64, 128)
+MAX_GROUP = 16
+
+
+def early_scalars(b: Builder) -> None:
+    """Lengths, positions and rope angles: fetched first of all, so that their latency hides behind the projections."""
+    for node in b.placed.graph.nodes:
+        if node.op == "append":
+            clamped(b, node.args[3], "tokens", node.args[0])
+        if node.op == "rope":
+            angles(b, node)
+
+
+def clamped(b: Builder, length: Node, base: str, cache: Node) -> str:
+    key = (length, "clamped")
+    if key not in b.values:
+        name = b.variable(base)
+        while cache.op != "kv_cache":
+            cache = cache.args[0]
+        b.step("length", f"{name} = {length.attr('name')}, within 0 and the cache's capacity", src=length.src, out=name,
+               length=length.attr("name"), cache=cache.attr("name"), layout=cache.attr("layout"))  # fmt: skip
+        b.values[key] = name
+    return b.values[key]
+
+
+def angles(b: Builder, node: Node) -> tuple[str, str]:
+    cos, sin, pos = node.args[1:4]
+    key = (cos, sin, pos, "angles")
+    if key not in b.values:
+        pair = (b.variable("cosine"), b.variable("sine"))
+        half = int(cos.type.shape[-1])
+        b.step("angles", f"{pair[0]}, {pair[1]} = row {pos.attr('name')} of the tables", src=node.src, out=pair,
+               cos=cos.attr("name"), sin=sin.attr("name"), pos=pos.attr("name"), half=half)  # fmt: skip
+        b.values[key] = pair
+    return b.values[key]
+
+
+def lower_rope(b: Builder, node: Node) -> None:
+    x = node.args[0]
+    if any(user is not node for user in b.placed.graph.users(x)):
+        raise NotLowered(op="rope", why="it rotates in place, and its argument is used elsewhere too", src=node.src)
+    vector = materialise(b, x)
+    shape = b.local(node)
+    cos, sin = angles(b, node)
+    half = int(node.args[1].type.shape[-1])
+    b.step(
+        "rope", f"{vector.buffer}: rotate {shape[1]} heads in place", reads=(vector.buffer,), writes=(vector.buffer,), src=node.src,
+        x=vector.buffer, heads=shape[1], dim=shape[2], half=half, interleaved=node.attr("style") == "interleaved", cos=cos, sin=sin,
+    )  # fmt: skip
+    b.values[node] = vector
+
+
+def cache_value(b: Builder, node: Node) -> Cache:
+    """The cluster's heads of a cache, whichever view or append of it `node` is."""
+    if node.op == "append":
+        return b.values[node]
+    sliced = node.op == "slice_grid"
+    leaf = node.args[0] if sliced else node
+    heads, dim = int(leaf.type.shape[1]), int(leaf.type.shape[3])
+    base = b.grid_offset(heads, 1) if sliced else Affine()
+    return Cache(leaf.attr("name"), leaf.attr("layout"), max(1, heads // b.clusters) if sliced else heads, heads, dim, base)
+
+
+def lower_append(b: Builder, node: Node) -> None:
+    """One rank of one cluster writes the new token of each head; everybody else keeps it in shared memory."""
+    cache = cache_value(b, node.args[0])
+    k, v = materialise(b, node.args[1]), materialise(b, node.args[2])
+    length = clamped(b, node.args[3], "tokens", node.args[0])
+    repeat = b.clusters // cache.all_heads if cache.base.terms and cache.base.terms[0][0] == "kv_head" else 1
+    b.step(
+        "append", f"{cache.name}[{length}] = ({k.buffer}, {v.buffer}), by rank 0", reads=(k.buffer, v.buffer), src=node.src,
+        cache=cache, k=k.buffer, v=v.buffer, tokens=length, length=node.args[3].attr("name"), repeat=repeat,
+    )  # fmt: skip
+    b.values[node] = Cache(cache.name, cache.layout, cache.heads, cache.all_heads, cache.dim, cache.base, (k.buffer, v.buffer))
+
+
+def tile_tokens(group: int, dim: int, itemsize: int, config_stage: int, warps: int) -> int:
+    """Tokens of a KV tile: the most that fit a stage, in whole steps of every warp; 0 if none do."""
+    head_groups = -(-group // 4)
+    unit = warps // head_groups * 2 * 32 * 8 // dim
+    return config_stage // (2 * dim * itemsize) // unit * unit
+
+
+def lower_attend(b: Builder, node: Node) -> None:
+    """Stream the rank's token tiles of each KV head, fold them into a running softmax, then combine the warps."""
+    q, cache = materialise(b, node.args[0]), cache_value(b, node.args[1])
+    if cache.appended is None:
+        raise NotLowered(op="attend", why="its cache has no token appended", src=node.src)
+    shape = b.local(node)
+    heads, dim = shape[1], shape[2]
+    group = heads // cache.heads
+    if dim not in HEAD_DIMS:
+        raise HeadDimUnsupported(head_dim=dim, src=node.src)
+    if group > MAX_GROUP:
+        raise GroupUnsupported(group=group, src=node.src)
+    itemsize = ITEMSIZE[node.args[1].types[0].dtype]
+    tokens = tile_tokens(group, dim, itemsize, b.config.stage_bytes, b.config.warps)
+    if not tokens:
+        raise ConfigError(name="stage_bytes", value=b.config.stage_bytes, expected="large enough for one step of tokens", src=node.src)
+    sharded = isinstance(b.placed.of(node).cluster, Partial)
+    out = b.buffer("o", (heads * dim,))
+    stats = b.buffer("stats", (heads, 2))
+    scale = node.attr("scale") or 1 / math.sqrt(dim)
+    groups = b.config.warps // -(-group // 4)
+    stride = dim if cache.layout == "bhtd" else cache.all_heads * dim
+    for j in range(cache.heads):
+        b.streams.append((
+            Stream(cache.name, (f"{cache.name}_k", f"{cache.name}_v"), itemsize, tokens, dim, None, contiguous=stride == dim, ld=stride,
+                   src=node.src), None,
+        ))  # fmt: skip
+        part_o, part_ml = b.buffer("part_o", (groups, group, dim)), b.buffer("part_ml", (groups, group, 2))
+        b.step(
+            "decode", f"{part_o}, {part_ml} = softmax terms of head {j}, per warp", reads=(q.buffer, *cache.appended),
+            writes=(part_o, part_ml), src=node.src, stream=len(b.streams) - 1, q=q.buffer, k=cache.appended[0], v=cache.appended[1],
+            cache=cache, head=j, group=group, dim=dim, tokens_per_tile=tokens, stride=stride,
+            scale=math.log2(math.e) * scale, tokens=clamped(b, _append_of(node).args[3], "tokens", node.args[1]), sharded=sharded,
+            part_o=part_o, part_ml=part_ml,
+        )  # fmt: skip
+        b.step(
+            "combine_warps", f"{out}, {stats} = terms of the warps combined", reads=(part_o, part_ml), writes=(out, stats), src=node.src,
+            part_o=part_o, part_ml=part_ml, out=out, stats=stats, head=j, group=group, dim=dim, tokens_per_tile=tokens,
+        )  # fmt: skip
+    if sharded:
+        b.values[node] = Softmax(out, stats, heads, dim)
+        return
+    whole = b.buffer("attended", (heads * dim,))
+    b.step("lse_combine", f"{whole} = {out} normalised", reads=(out, stats), writes=(whole,), src=node.src, box=out, stats=stats,
+           out=whole, heads=heads, block=dim, ranks=1, own=True)  # fmt: skip
+    b.values[node] = Vector(whole, heads * dim)
+
+
+def _append_of(node: Node) -> Node:
+    cache = node.args[1]
+    while cache.op != "append":
+        cache = cache.args[0]
+    return cache

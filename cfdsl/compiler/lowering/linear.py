@@ -1,0 +1,128 @@
+"""Products: which rows and columns of a weight each CTA streams, and the fragment it multiplies them with."""
+
+from __future__ import annotations
+
+from cfdsl.compiler.affine import Affine
+from cfdsl.compiler.builder import Builder
+from cfdsl.compiler.expr import Expr
+from cfdsl.compiler.geometry import RowTiles, tile_rows, warps_per_row
+from cfdsl.compiler.lowering.pointwise import Where, expression, fragment_var, through_view
+from cfdsl.compiler.lowering.values import Product, Vector
+from cfdsl.dsl.graph import ITEMSIZE, Node
+from cfdsl.dsl.placement import Partial, Shard
+from cfdsl.errors import ConfigError, NotLowered, ShardDoesNotDivide
+
+
+def lower_linear(b: Builder, node: Node) -> None:
+    """One stream of weight tiles and one `gemv` step; the sums over warps wait until somebody reads them."""
+    x, weight = node.args[:2]
+    if node.type.shape[0] != 1:
+        raise NotLowered(op="linear", why=f"batch {node.type.shape[0]} needs tensor cores; only batch 1 is lowered", src=node.src)
+    tiles = weight_tiles(b, node)
+    held = fragment_var(b, x, operand_place(b, node, x, tiles), tiles)
+    rows = tiles.tiles * tiles.rows
+    name = leaf(weight).attr("name")
+    part = b.buffer(f"{name}_terms", (tiles.warps_per_row, rows))
+    stream = b.stream_rows(node, name, tiles)
+    b.step(
+        "gemv", f"{part} = {name}[{rows} rows of {tiles.cols}] . {held}", writes=(part,), src=node.src,
+        stream=stream, value=held.name, part=part, tiles=tiles,
+    )  # fmt: skip
+    b.values[node] = Product(part, tiles, rows, bias_expr(b, node, tiles))
+
+
+def leaf(weight: Node) -> Node:
+    while weight.op != "weight":
+        weight = weight.args[0]
+    return weight
+
+
+def weight_tiles(b: Builder, node: Node) -> RowTiles:
+    """Cut this CTA's part of the weight into tiles, as the node's placement says."""
+    weight = node.args[1]
+    ld = int(leaf(weight).type.shape[-1])
+    itemsize = ITEMSIZE[weight.type.dtype]
+    placement = b.placed.of(node)
+    out = Shard(len(node.type.shape) - 1)
+    if node.attr("across") == "all" and placement.cluster == out and placement.grid == out:
+        share = b.share(int(node.type.shape[-1]), ld, itemsize)
+        rows = min(share.granule, _rows(b, node, ld, itemsize, share.granule))
+        tiles = share.most // rows
+        return RowTiles(ld, ld, rows, _wpr(b, node, ld, rows), tiles, Affine.of(**{share.symbol: share.granule}), Affine(), share=share.name)
+    cols, col0 = contraction(b, node, ld, itemsize)
+    row0 = through_view(b, weight, Where()).at if weight.op == "slice_grid" and weight.attr("dim") == 0 else Affine()
+    # in rows of the stored matrix: a head is head_dim rows
+    row0 = Affine.of(row0.const // ld, **{name: k // ld for name, k in row0.terms})
+    local = b.local(node)
+    heads, last = (local[1], int(node.type.shape[-1])) if len(local) == 3 else (1, int(node.type.shape[-1]))
+    mine = local[-1]
+    if mine == last:  # not sharded by rows: one run of rows
+        run = heads * last
+        rows = _rows(b, node, cols, itemsize, run)
+        return RowTiles(cols, ld, rows, _wpr(b, node, cols, rows), run // rows, row0, col0)
+    rows = _rows(b, node, cols, itemsize, mine)
+    row0 = row0 + Affine.of(rank=mine)
+    blocks = (mine, last) if heads > 1 else (0, 0)
+    return RowTiles(cols, ld, rows, _wpr(b, node, cols, rows), heads * mine // rows, row0, col0, *blocks)
+
+
+def contraction(b: Builder, node: Node, ld: int, itemsize: int) -> tuple[int, Affine]:
+    """The columns that this CTA multiplies: all, a rank's slice (split-K), or a cluster's slice (a partial product per cluster)."""
+    placement = b.placed.of(node)
+    cols, col0 = ld, Affine()
+    weight = node.args[1]
+    if isinstance(placement.grid, Partial):
+        if weight.op != "slice_grid" or weight.attr("dim") != len(weight.type.shape) - 1 or ld % b.clusters:
+            raise ShardDoesNotDivide(op="linear", dim=1, size=ld, parts=b.clusters, axis="clusters", src=node.src)
+        cols, col0 = ld // b.clusters, Affine.of(cluster=ld // b.clusters)
+    if isinstance(placement.cluster, Partial):
+        cols //= b.ranks
+        col0 = col0 + Affine.of(rank=cols)
+    if cols * itemsize % 16:
+        raise ConfigError(name="cluster_size", value=b.ranks, expected=f"such that a slice of {ld} columns is a multiple of 16 bytes")
+    return cols, col0
+
+
+def operand_place(b: Builder, node: Node, x: Node, tiles: RowTiles) -> Where:
+    """Where in the operand's own slice the fragment starts."""
+    if isinstance(b.placed.of(node).grid, Partial):
+        return Where()  # the operand is already this cluster's slice
+    return Where(tiles.col0)
+
+
+def bias_expr(b: Builder, node: Node, tiles: RowTiles) -> Expr | None:
+    """The bias at this CTA's rows, in the order of `part`."""
+    if len(node.args) < 3:
+        return None
+    bias = node.args[2]
+    where = Where(tiles.row0, tiles.block_rows, tiles.block_stride)
+    return expression(b, leaf(bias), where)
+
+
+def flush(b: Builder, node: Node) -> Vector:
+    """Sum a product over its warps into shared memory, together with every other product that is ready."""
+    ready = [n for n, value in b.values.items() if isinstance(n, Node) and isinstance(value, Product)]
+    for one in ready:
+        value = b.values[one]
+        out = b.buffer(value.part.replace("_terms", "_slice"), (value.rows,))
+        b.step(
+            "finish", f"{out}[i] = {value.expr}", reads=value.expr.buffers(), writes=(out,), src=one.src,
+            tree=value.expr, out=out, rows=value.rows,
+        )  # fmt: skip
+        b.values[one] = Vector(out, value.rows)
+    return b.values[node]
+
+
+def _rows(b: Builder, node: Node, cols: int, itemsize: int, divides: int) -> int:
+    rows = tile_rows(cols, itemsize, b.config.stage_bytes, divides)
+    if rows == 0:
+        need = cols * itemsize
+        raise ConfigError(name="stage_bytes", value=b.config.stage_bytes, expected=f"at least {need}, one weight row", src=node.src)
+    return rows
+
+
+def _wpr(b: Builder, node: Node, cols: int, rows: int) -> int:
+    found = warps_per_row(cols, rows, b.config.warps)
+    if not found:
+        raise NotLowered(op="linear", why=f"a row of {cols} elements does not fit the registers of {b.config.warps} warps", src=node.src)
+    return found

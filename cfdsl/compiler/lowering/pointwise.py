@@ -1,0 +1,161 @@
+"""Elementwise nodes: turned into expressions at the place, and in the coordinates, where somebody needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from cfdsl.compiler.affine import Affine
+from cfdsl.compiler.builder import Builder
+from cfdsl.compiler.expr import Expr
+from cfdsl.compiler.geometry import RowTiles
+from cfdsl.compiler.lowering.values import Product, Scalar, Shared, Vector
+from cfdsl.dsl.graph import Node
+from cfdsl.dsl.placement import Shard
+from cfdsl.errors import NotLowered
+
+ELEMENTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm")
+VIEWS = ("item", "split_heads", "merge_heads", "slice_grid", "slice_cluster")
+
+
+@dataclass(frozen=True)
+class Where:
+    """Element i of a consumer is element `at + map(i)` of a node's slice: blocks of `block` elements lie `stride` apart."""
+
+    at: Affine = Affine()
+    block: int = 0
+    stride: int = 0
+
+    def moved(self, by: Affine) -> Where:
+        return replace(self, at=self.at + by)
+
+
+def expression(b: Builder, node: Node, where: Where, tiles: RowTiles | None = None) -> Expr:
+    """The tree that computes `node`'s slice at `where`. `tiles`: the caller wants a fragment of that geometry."""
+    value = b.values.get(node)
+    if isinstance(value, Product):
+        return value.expr
+    if isinstance(value, Vector):
+        return Expr("smem", value.buffer, where.at)
+    if isinstance(value, Scalar):
+        return Expr("var", value.variable)
+    if isinstance(value, Shared):
+        at = where.at
+        if value.share:
+            at = at + Affine.of(**{b.shares[value.share].symbol: b.shares[value.share].granule})
+        return Expr("leaf", value.workspace, at, block=where.block, stride=where.stride)
+    if node.op in ("input", "weight"):
+        return Expr("leaf", node.attr("name"), where.at, block=where.block, stride=where.stride)
+    if node.op in VIEWS:
+        return expression(b, node.args[0], through_view(b, node, where), tiles)
+    if node.op == "cast":
+        return expression(b, node.args[0], where, tiles)
+    if node.op == "rms_norm":
+        return normalised(b, node, where, tiles)
+    if node.op in ("silu", "gelu"):
+        return Expr(node.op, args=(expression(b, node.args[0], where, tiles),))
+    if node.op in ("add", "mul"):
+        return Expr(node.op, args=tuple(operand(b, node, arg, where, tiles) for arg in node.args))
+    raise NotLowered(op=node.op, why="its value is not available elementwise here", src=node.src)
+
+
+def operand(b: Builder, node: Node, arg: Node, where: Where, tiles: RowTiles | None) -> Expr:
+    """One argument of an elementwise node, from the slice fetched early if there is one."""
+    early = b.values.get((node, arg))
+    if isinstance(early, Vector) and where == Where():
+        return Expr("smem", early.buffer)
+    return expression(b, arg, aligned(b, node, arg, where), tiles)
+
+
+def through_view(b: Builder, node: Node, where: Where) -> Where:
+    """The same elements, in the coordinates of a view's argument."""
+    if node.op == "slice_cluster":
+        dim = node.attr("dim")
+        if dim != len(node.type.shape) - 1:
+            raise NotLowered(op="shard", why=f"dimension {dim} is not the last one", src=node.src)
+        return where.moved(Affine.of(rank=b.local(node)[dim]))
+    if node.op == "slice_grid":
+        arg = node.args[0]
+        row = 1
+        for size in arg.type.shape[node.attr("dim") + 1 :]:
+            row *= int(size)
+        return where.moved(b.grid_offset(int(arg.type.shape[node.attr("dim")]), row))
+    return where  # item, split_heads, merge_heads: the same flat elements
+
+
+def aligned(b: Builder, node: Node, arg: Node, where: Where) -> Where:
+    """A replicated operand meets a sharded one: take the slice of it that this rank works on."""
+    mine, theirs = b.placed.placements[node][0], b.placed.of(arg)
+    last = Shard(len(node.type.shape) - 1)
+    if mine.cluster == last and theirs.cluster != last and arg.type.shape[-1] != 1:
+        if mine.grid == last:
+            share = b.shares[f"rows{node.type.shape[-1]}"]
+            return where.moved(Affine.of(**{share.symbol: share.granule}))
+        return where.moved(Affine.of(rank=b.local(node)[-1]))
+    return where
+
+
+def normalised(b: Builder, node: Node, where: Where, tiles: RowTiles | None) -> Expr:
+    """x * rsqrt(mean square + eps) * weight; the mean comes from the spec's exchange, or is computed here from the whole row."""
+    x, weight = node.args[:2]
+    mean = node.args[2] if len(node.args) > 2 else None
+    rstd = b.values.get((node, "rstd"))
+    if rstd is None:
+        if mean is not None:
+            scalar = b.values.get(mean)
+            if not isinstance(scalar, Scalar):
+                raise NotLowered(op="rms_norm", why="its mean_square is not the result of an exchange of scalars", src=node.src)
+            source = scalar.variable
+        else:
+            cols = int(x.type.shape[-1])
+            whole = tiles if tiles and tiles.cols == cols else row_tiles(cols, b.config.warps)
+            source = mean_square(b, x, node, Where(), whole)
+        rstd = b.variable("rstd")
+        b.step("rms", f"{rstd} = rsqrt({source} + eps)", src=node.src, out=rstd, mean=source, eps=node.attr("eps"))
+        b.values[(node, "rstd")] = rstd
+    inner = fragment_var(b, x, aligned(b, node, x, where), tiles) if tiles else expression(b, x, aligned(b, node, x, where))
+    scaled = Expr("mul", args=(inner, Expr("var", rstd)))
+    return Expr("mul", args=(scaled, expression(b, weight, aligned(b, node, weight, where), tiles)))
+
+
+def row_tiles(cols: int, warps: int) -> RowTiles:
+    """The geometry of a fragment that no product reads: all warps share the row."""
+    return RowTiles(cols, cols, 1, warps, 0, Affine(), Affine())
+
+
+def mean_square(b: Builder, x: Node, node: Node, where: Where, tiles: RowTiles) -> str:
+    """A step that leaves (sum of squares of this slice of `x`) / (length of the whole row) in a variable."""
+    held = fragment_var(b, x, where, tiles)
+    scratch = b.buffer("scratch", (b.config.warps,))
+    out = b.variable("mean")
+    b.step(
+        "mean_square", f"{out} = mean square of {held}", writes=(scratch,), src=node.src, out=out, value=held.name, tiles=tiles,
+        cols=int(x.type.shape[-1]),
+    )  # fmt: skip
+    # the step has its own barrier between writing and reading `scratch`
+    b.dirty.clear()
+    b.seen.clear()
+    b.seen.add(scratch)
+    return out
+
+
+def fragment_var(b: Builder, node: Node, where: Where, tiles: RowTiles) -> Expr:
+    """`node` as a fragment in a named variable, computed once per geometry and place."""
+    key = (node, "fragment", tiles.cols, tiles.warps_per_row, where)
+    if key not in b.values:
+        tree = expression(b, node, where, tiles)
+        name = b.variable({"add": "h", "rms_norm": "n", "input": node.attr("name") or "x"}.get(node.op, "v") + "_frag")
+        b.step("fragment", f"{name} = {tree}", reads=tree.buffers(), src=node.src, out=name, tree=tree, tiles=tiles)
+        b.values[key] = name
+        hoist_slices(b)
+    return Expr("var", b.values[key])
+
+
+def hoist_slices(b: Builder) -> None:
+    """Operands of the epilogue that need only launch arguments are fetched now, while the first tiles are on their way."""
+    pending, b.hoisted = b.hoisted, []
+    for node, arg in pending:
+        tree = expression(b, arg, aligned(b, node, arg, Where()))
+        share = b.shares[f"rows{node.type.shape[-1]}"]
+        buffer = b.buffer("my_rows", (share.most,))
+        b.step("slice", f"{buffer}[i] = {tree}", writes=(buffer,), src=arg.src, tree=tree, out=buffer, share=share)
+        b.values[(node, arg)] = Vector(buffer, share.most)

@@ -1,0 +1,71 @@
+"""The forms in which a node's value exists inside a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cfdsl.compiler.affine import Affine
+from cfdsl.compiler.expr import Expr
+from cfdsl.compiler.geometry import RowTiles
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix-vector product whose warps' terms are in `part` f32 (warps_per_row, rows); `bias` is added when they are summed."""
+
+    part: str
+    tiles: RowTiles
+    rows: int
+    bias: Expr | None = None
+
+    @property
+    def expr(self) -> Expr:
+        total = Expr("total", self.part, warps=self.tiles.warps_per_row)
+        return total if self.bias is None else Expr("add", args=(total, self.bias))
+
+
+@dataclass(frozen=True)
+class Vector:
+    """This rank's slice, f32, flattened, in shared memory."""
+
+    buffer: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """One f32 that every consumer thread holds."""
+
+    variable: str
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """A term of P(lse): unnormalised outputs f32 (heads * dim,) and (max, sum) f32 (heads, 2), in shared memory."""
+
+    out: str
+    stats: str
+    heads: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The whole vector, f32, in a workspace in global memory, complete after a grid barrier. `share`: each CTA reads its rows only."""
+
+    workspace: str
+    size: int
+    share: str | None = None
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A cluster's heads of a KV cache: `base` is the first one's element offset in units of one head."""
+
+    name: str
+    layout: str
+    heads: int
+    all_heads: int
+    dim: int
+    base: Affine
+    appended: tuple[str, str] | None = None  # buffers of the new token's keys and values

@@ -1,0 +1,167 @@
+"""The kernel plan: plain frozen records between the placed graph and the generated source.
+
+Nothing here is code. A plan says what one CTA does: which bytes its producer warp streams through the ring, which steps its consumer
+warps take, which buffers and barriers they use, and which exchanges they take part in. `check.py` proves the arithmetic of it.
+Sizes are in bytes unless a name says otherwise; geometry is in elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cfdsl.compiler.config import Config
+from cfdsl.compiler.geometry import Share
+from cfdsl.dsl.graph import Dim, Src
+from cfdsl.dsl.placement import Mesh
+
+
+@dataclass(frozen=True)
+class Arg:
+    """One tensor of the launch, in calling order. `role` is input, weight, cache, output or workspace."""
+
+    name: str
+    shape: tuple[Dim, ...]
+    dtype: str
+    role: str
+    mutated: bool = False
+    align: int = 16
+
+
+@dataclass(frozen=True)
+class Ring:
+    """`stages` slots of `stage_bytes`; `full[s]` is armed by the producer, `empty[s]` gets one arrival per consumer warp."""
+
+    stages: int
+    stage_bytes: int
+    offset: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return self.stages * self.stage_bytes
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A run of equal tiles in the load stream of each CTA.
+
+    A tile is `rows` rows of `cols` elements of `tensors` (for a KV stream: of keys and of values). `tiles` is the number of tiles of
+    the busiest CTA, or None where it depends on the KV length. `contiguous`: one bulk copy per tensor, else one per row.
+    `blocks` x `block_rows` is the run of rows a CTA has: blocks of adjacent rows, `block_stride` rows apart.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    itemsize: int
+    rows: int
+    cols: int
+    tiles: int | None
+    contiguous: bool
+    blocks: int = 1
+    block_rows: int = 0
+    block_stride: int = 0
+    ld: int = 0
+    src: Src | None = None
+
+    @property
+    def copy_bytes(self) -> int:
+        """Bytes of one bulk copy."""
+        return (self.rows if self.contiguous else 1) * self.cols * self.itemsize
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes that one full tile announces to its full barrier."""
+        return len(self.tensors) * self.rows * self.cols * self.itemsize
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A named piece of shared memory, live from step `first` to step `last` inclusive; `peer_written`: DSMEM pushes land in it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+    first: int
+    last: int
+    peer_written: bool = False
+    align: int = 16
+
+    @property
+    def bytes(self) -> int:
+        size = {"f32": 4, "i32": 4, "i64": 8, "bf16": 2, "f16": 2}[self.dtype]
+        for dim in self.shape:
+            size *= dim
+        return size
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """An mbarrier (or `count` of them): arrivals per phase, and the transaction bytes a phase waits for."""
+
+    name: str
+    kind: str  # "full" | "empty" | "exchange"
+    arrivals: int
+    tx_bytes: int
+    offset: int
+    count: int = 1
+    phases: int | None = 1  # None: depends on the KV length
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One collective. Per rank: `sent_bytes` to each peer it sends to, `received_bytes` in all, on `barrier`."""
+
+    name: str
+    scope: str  # "cluster" | "grid"
+    op: str  # gather | reduce | reduce_scatter
+    monoid: str | None  # sum | max | lse
+    algorithm: str  # push | push_two_round | grid_barrier | atomic
+    values: tuple[str, ...]
+    payload: int  # bytes one rank contributes
+    sent_bytes: int  # bytes one rank pushes to peers, itself excluded (cluster) or writes to global memory (grid)
+    received_bytes: int  # bytes that arrive at one rank, from itself too (cluster), or that it reads back (grid)
+    barrier: str | None
+    step: int
+    src: Src | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing all consumer warps do, in order. `op` names an emitter; `params` hold its geometry."""
+
+    op: str
+    text: str
+    out: str | None = None
+    ins: tuple[str, ...] = ()
+    params: dict[str, Any] = field(default_factory=dict, hash=False)
+    src: Src | None = None
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """Everything the emitter and the launcher need to know, and everything the checks check."""
+
+    name: str
+    model: str
+    dtype: str
+    mesh: Mesh
+    config: Config
+    args: tuple[Arg, ...]
+    ring: Ring | None
+    streams: tuple[Stream, ...]
+    buffers: tuple[Buffer, ...]
+    barriers: tuple[Barrier, ...]
+    steps: tuple[Step, ...]
+    exchanges: tuple[Exchange, ...]
+    smem_bytes: int
+    needs_residency: bool  # a grid barrier: every cluster must be resident at once
+    shares: tuple[Share, ...] = ()  # partitions of rows over all CTAs
+
+    @property
+    def threads(self) -> int:
+        return 32 * (self.config.warps + (1 if self.ring else 0))
+
+    @property
+    def grid(self) -> int:
+        return self.mesh.ctas

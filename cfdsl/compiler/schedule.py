@@ -1,0 +1,139 @@
+"""From a placed graph and a config to a kernel plan: lower each node, then give every buffer its place in shared memory."""
+
+from __future__ import annotations
+
+from cfdsl.compiler.builder import Builder, BufferSpec
+from cfdsl.compiler.config import Config
+from cfdsl.compiler.lowering import lower_node
+from cfdsl.compiler.lowering.attention import early_scalars
+from cfdsl.compiler.lowering.exchanges import share_of, store
+from cfdsl.compiler.lowering.linear import leaf
+from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
+from cfdsl.compiler.plan import Arg, Barrier, Buffer, KernelPlan, Ring, Step
+from cfdsl.dsl.graph import ITEMSIZE, Graph, Node
+from cfdsl.dsl.place import PlacedGraph
+from cfdsl.dsl.placement import Shard
+from cfdsl.errors import CfdslError, raise_all
+
+SYNC_WORKSPACE = Arg("ws_sync", (8,), "i32", "workspace", mutated=True)  # grid barrier word, status flags
+BARRIER_BYTES = 8
+ALIGN = 16
+RING_ALIGN = 1024
+
+
+def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan:
+    """Plan one kernel. Raises NotLowered, ConfigError and the like; `check` then proves what comes out of here."""
+    b = Builder(placed, config)
+    _shares(b)
+    early_scalars(b)
+    errors: list[CfdslError] = []
+    for node in placed.graph.nodes:
+        try:
+            lower_node(b, node)
+        except CfdslError as error:
+            errors.append(error)
+            break  # later nodes need this one's value
+    raise_all(errors)
+    for name, node in placed.graph.outputs:
+        store(b, node, name)
+    ring = Ring(config.stages, config.stage_bytes) if b.streams else None
+    buffers, barriers, total = _allocate(b, ring)
+    return KernelPlan(
+        name=placed.graph.name, model=model, dtype=placed.graph.dtype, mesh=placed.mesh, config=config, args=_args(b),
+        ring=ring, streams=tuple(stream for stream, _ in b.streams), buffers=buffers, barriers=barriers, steps=tuple(b.steps),
+        exchanges=tuple(b.exchanges), smem_bytes=total, needs_residency=any(step.op == "grid_barrier" for step in b.steps),
+        shares=tuple(b.shares.values()),
+    )  # fmt: skip
+
+
+def _shares(b: Builder) -> None:
+    """Partition the rows of every mesh-wide value over the CTAs, and note which operands of their epilogues can be fetched early."""
+    for node in b.placed.graph.nodes:
+        last = Shard(len(node.types[0].shape) - 1)
+        placement = b.placed.placements[node][0]
+        if placement.grid != last or placement.cluster != last:
+            continue
+        if node.op == "linear" and node.attr("across") == "all":
+            weight = leaf(node.args[1])
+            b.share(int(node.type.shape[-1]), int(weight.type.shape[-1]), ITEMSIZE[weight.type.dtype])
+        elif node.op in ELEMENTWISE or node.op == "grid_reduce_scatter":
+            share_of(b, int(node.types[0].shape[-1]))
+        if node.op in ("add", "mul"):
+            b.hoisted += [(node, arg) for arg in node.args if _from_arguments(b, arg)]
+
+
+def _from_arguments(b: Builder, node: Node) -> bool:
+    """Whether a value is a cheap elementwise function of launch arguments alone, held by everybody."""
+    if node.op in ("input", "weight"):
+        return True
+    cheap = node.op in ("add", "mul", "silu", "gelu", "cast")
+    return cheap and all(_from_arguments(b, arg) for arg in node.args) and not isinstance(b.placed.of(node).cluster, Shard)
+
+
+def _args(b: Builder) -> tuple[Arg, ...]:
+    """Launch arguments: inputs and weights in the order of the spec, caches, outputs, workspaces."""
+    graph: Graph = b.placed.graph
+    leaves = [node for node in graph.nodes if node.op in ("input", "weight")]
+    args = [Arg(n.attr("name"), n.type.shape, n.type.dtype, n.op, align=_align(n)) for n in leaves]
+    for node in graph.leaves("kv_cache"):
+        batch, heads, tokens, dim = node.type.shape
+        shape = (batch, heads, tokens, dim) if node.attr("layout") == "bhtd" else (batch, tokens, heads, dim)
+        mutated = bool(graph.effects)
+        args += [Arg(f"{node.attr('name')}_{kv}", shape, node.type.dtype, "cache", mutated) for kv in "kv"]
+    args += [Arg(name, node.type.shape, graph.dtype, "output", mutated=True) for name, node in graph.outputs]
+    return (*args, SYNC_WORKSPACE, *b.workspaces.values())
+
+
+def _align(node: Node) -> int:
+    """Vectors are read 16 bytes at a time; a single index only needs its own size."""
+    size = 1
+    for dim in node.type.shape:
+        if isinstance(dim, str):
+            return 16
+        size *= dim
+    return 16 if size * ITEMSIZE[node.type.dtype] % 16 == 0 else ITEMSIZE[node.type.dtype]
+
+
+def _allocate(b: Builder, ring: Ring | None) -> tuple[tuple[Buffer, ...], tuple[Barrier, ...], int]:
+    """The ring first, then the barriers, then the buffers: two may share bytes if a barrier separates their lives."""
+    at = ring.bytes if ring else 0
+    barriers: list[Barrier] = []
+    if ring:
+        tile = max(stream.tile_bytes for stream, _ in b.streams)
+        for name, kind, arrivals, tx in (("full", "full", 1, tile), ("empty", "empty", b.config.warps, 0)):
+            barriers.append(Barrier(name, kind, arrivals, tx, at, count=ring.stages, phases=None))
+            at += ring.stages * BARRIER_BYTES
+    for barrier in b.barriers:
+        barriers.append(Barrier(barrier.name, barrier.kind, barrier.arrivals, barrier.tx_bytes, at))
+        at += BARRIER_BYTES
+    base = _round_up(at)
+    placed: list[Buffer] = []
+    for spec in sorted(b.buffers.values(), key=lambda spec: (-_bytes(spec), spec.first, spec.name)):
+        placed.append(Buffer(spec.name, spec.shape, spec.dtype, _fit(spec, placed, b.steps, base), spec.first, spec.last, spec.peer_written))
+    total = max([base, *(buffer.offset + buffer.bytes for buffer in placed)])
+    return tuple(sorted(placed, key=lambda buffer: buffer.offset)), tuple(barriers), _round_up(total)
+
+
+def _fit(spec: BufferSpec, placed: list[Buffer], steps: list[Step], base: int) -> int:
+    """The lowest offset where `spec` overlaps no buffer that lives at the same time."""
+    rivals = sorted((other for other in placed if not separated(spec, other, steps)), key=lambda other: other.offset)
+    at = base
+    for other in rivals:
+        if at + _bytes(spec) <= other.offset:
+            break
+        at = max(at, _round_up(other.offset + other.bytes))
+    return at
+
+
+def separated(one: BufferSpec | Buffer, other: BufferSpec | Buffer, steps: list[Step] | tuple[Step, ...]) -> bool:
+    """Whether a barrier among the consumers lies between the lives of two buffers, so that they may share bytes."""
+    early, late = (one, other) if one.last < other.first else (other, one)
+    return early.last < late.first and any(step.op in ("sync", "grid_barrier") for step in steps[early.last + 1 : late.first])
+
+
+def _bytes(spec: BufferSpec) -> int:
+    return Buffer(spec.name, spec.shape, spec.dtype, 0, 0, 0).bytes
+
+
+def _round_up(nbytes: int) -> int:
+    return -(-nbytes // ALIGN) * ALIGN

@@ -1,0 +1,82 @@
+"""Shared memory of a CTA before there is a plan: an estimate good enough to tell how many ring stages fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import ceil
+
+from cfdsl.compiler.config import Config
+from cfdsl.compiler.parts import Part
+from cfdsl.compiler.traffic import local_elements, size_of
+from cfdsl.dsl.graph import Node
+from cfdsl.dsl.place import PlacedGraph
+from cfdsl.dsl.placement import Partial, Placement, R, ReduceOp
+
+SmemOf = Callable[[Config], int]  # bytes besides the ring's stages (its barriers are not stages), for a config
+
+HEADS_PER_WARP = 4  # query heads of one KV head that a warp keeps in registers; more heads are dealt to other warps
+BARRIER_BYTES = 16  # two mbarriers: of a stage (full, empty); an exchange has one, and the alignment another
+
+
+def fixed_smem(placed: PlacedGraph, config: Config, sizes: Mapping[str, int] | None = None) -> int:
+    """Bytes besides the ring's stages: terms of sums, exchanged values, barriers.
+
+    The warps' terms of a product or of attention are dead after the next exchange, so the largest phase counts. Exchanged values are
+    taken to live to the end, which is an upper estimate.
+    """
+    sizes = sizes or {}
+    terms, phase, kept = 0, 0, 0
+    for node in placed.graph.nodes:
+        if node.op == "linear":
+            phase += 4 * config.warps * _local(placed, node, sizes)
+        elif node.op == "attend":
+            phase += _attend_terms(node, config)
+            kept += 4 * _local(placed, node, sizes)
+        elif node.is_collective:
+            terms, phase = max(terms, phase), 0
+            if node.op.startswith("cluster"):
+                kept += sum(_box(placed, node, arg, sizes) for arg in node.args)
+    barriers = BARRIER_BYTES * (config.stages + sum(node.is_collective for node in placed.graph.nodes))
+    scratch = 4 * config.warps
+    return -(-(max(terms, phase) + kept + barriers + scratch) // 128) * 128
+
+
+def _local(placed: PlacedGraph, node: Node, sizes: Mapping[str, int]) -> int:
+    return local_elements(node.type.shape, placed.of(node), placed.mesh, sizes)
+
+
+def _attend_terms(node: Node, config: Config) -> int:
+    """(m, l, o) of each warp, for the query heads of one KV head at a time."""
+    q, cache = node.args[0].type.shape, node.args[1].type.shape
+    group, dim = size_of(q[1], {}) // size_of(cache[1], {}), size_of(q[2], {})
+    token_groups = max(1, config.warps // ceil(group / HEADS_PER_WARP))
+    return 4 * token_groups * group * (dim + 2)
+
+
+def _box(placed: PlacedGraph, node: Node, arg: Node, sizes: Mapping[str, int]) -> int:
+    """What lands in a rank: the whole value of a gather, all terms of an all-reduce and their sum, a slice of each for a scatter."""
+    at = placed.placements[arg][0]
+    shape = arg.types[0].shape
+    whole = 4 * local_elements(shape, Placement(at.grid, R), placed.mesh, sizes)
+    landed = whole * placed.mesh.ranks + whole if node.op == "cluster_reduce" else whole
+    if isinstance(at.cluster, Partial) and at.cluster.op is ReduceOp.LSE:
+        landed += 8 * placed.mesh.ranks * local_elements(shape[:-1], Placement(at.grid, R), placed.mesh, sizes)  # (max, sum) of each head
+    return landed
+
+
+def fit_stages(part: Part, config: Config, smem_of: SmemOf, most: int, least: int = 2) -> tuple[Config | None, int]:
+    """(config with as many stages as fit, `least` to `most`; bytes of shared memory), or (None, bytes with `least` stages).
+
+    With `most` 0 there is no ring: `config.stages` says nothing then and stays as it is.
+    """
+    budget = part.smem_budget(config.ctas_per_sm)
+    if most == 0:
+        total = smem_of(config)
+        return (config if total <= budget else None), total
+    config = replace(config, stages=most)
+    fixed = smem_of(config)
+    stages = min(most, max(least, (budget - fixed) // config.stage_bytes))
+    fitted = replace(config, stages=stages)
+    total = (fixed if stages == most else smem_of(fitted)) + stages * config.stage_bytes
+    return (fitted if total <= budget else None), total

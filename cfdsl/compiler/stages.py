@@ -1,0 +1,119 @@
+"""The pipeline, as one named list: from a fusion to the source of a kernel. Every stage has a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from cfdsl.compiler.check import check
+from cfdsl.compiler.config import Config
+from cfdsl.compiler.cost import Choice, choose
+from cfdsl.compiler.emit import emit
+from cfdsl.compiler.parts import Part
+from cfdsl.compiler.plan import KernelPlan
+from cfdsl.compiler.plan_text import plan_text
+from cfdsl.compiler.schedule import schedule
+from cfdsl.dsl.fusion import Fusion
+from cfdsl.dsl.graph import Graph
+from cfdsl.dsl.place import PlacedGraph, place
+from cfdsl.dsl.placement import Mesh
+from cfdsl.dsl.text import to_text
+from cfdsl.dsl.verify import verify
+from cfdsl.models import ModelConfig
+
+MAX_STAGES = 12
+BARRIERS_PER_STAGE = 16  # bytes: one full and one empty barrier
+
+
+@dataclass
+class Lowered:
+    """A fusion on its way down. Fields fill from top to bottom; `stages` has the text of each named stage that was reached."""
+
+    fusion: Fusion
+    model: ModelConfig
+    batch: int
+    dtype: str
+    part: Part
+    overrides: Mapping[str, Any]
+    options: Mapping[str, Any]
+    sizes: Mapping[str, int] | None = None
+    graph: Graph = field(init=False)
+    choice: Choice = field(init=False)
+    placed: PlacedGraph = field(init=False)
+    plan: KernelPlan = field(init=False)
+    source: str = field(init=False)
+
+    @property
+    def config(self) -> Config:
+        return self.plan.config
+
+    @cached_property
+    def stages(self) -> dict[str, str]:
+        return {stage.name: stage.text(self) for stage in STAGES if stage.text is not None}
+
+
+def trace(at: Lowered) -> None:
+    at.graph = at.fusion.trace(at.model, at.batch, at.dtype, **at.options)
+    verify(at.graph)
+
+
+def configure(at: Lowered) -> None:
+    """Choose the mesh and the schedule by cost, within what the user has fixed."""
+    at.choice = choose(at.graph, at.part, dict(at.overrides), dict(at.sizes) if at.sizes else None)
+
+
+def place_on_mesh(at: Lowered) -> None:
+    at.placed = place(at.graph, Mesh(at.choice.config.clusters, at.choice.config.cluster_size))
+
+
+def make_plan(at: Lowered) -> None:
+    """Plan with the chosen config, then give the ring what the buffers, now known exactly, leave of the shared memory."""
+    config = at.choice.config
+    at.plan = schedule(at.placed, config, at.model.name)
+    if at.plan.ring is not None and "stages" not in at.overrides:
+        fixed = at.plan.smem_bytes - config.stages * (config.stage_bytes + BARRIERS_PER_STAGE)
+        room = (at.part.smem_budget(config.ctas_per_sm) - fixed) // (config.stage_bytes + BARRIERS_PER_STAGE)
+        fitting = max(2, min(MAX_STAGES, room))
+        if fitting < config.stages:
+            at.plan = schedule(at.placed, config.with_(stages=fitting), at.model.name)
+
+
+def check_plan(at: Lowered) -> None:
+    check(at.plan, at.part)
+
+
+def write_source(at: Lowered) -> None:
+    at.source = emit(at.plan)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One arrow of the pipeline: `run` fills a field of Lowered, `text` prints it (None: the stage only decides or checks)."""
+
+    name: str
+    run: Callable[[Lowered], None]
+    text: Callable[[Lowered], str] | None = None
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("traced", trace, lambda at: to_text(at.graph)),
+    Stage("config", configure),
+    Stage("placed", place_on_mesh, lambda at: to_text(at.placed)),
+    Stage("plan", make_plan, lambda at: plan_text(at.plan)),
+    Stage("check", check_plan),
+    Stage("source", write_source, lambda at: at.source),
+)
+
+
+def lower(
+    fusion: Fusion, model: ModelConfig, batch: int, dtype: str, part: Part, overrides: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None, sizes: Mapping[str, int] | None = None,
+) -> Lowered:  # fmt: skip
+    """Run every stage. `overrides` are Config fields fixed by the user, `options` the dataflows of the fusion, `sizes` symbolic
+    dimensions to estimate with (default 4096 tokens). Raises one error, or `Errors` with all that are independent."""
+    at = Lowered(fusion, model, batch, dtype, part, overrides or {}, options or {}, sizes)
+    for stage in STAGES:
+        stage.run(at)
+    return at

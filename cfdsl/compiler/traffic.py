@@ -1,0 +1,245 @@
+"""What one CTA of a placed graph moves, in program order: the bytes it streams, and what happens between two streams.
+
+Bytes are those of the busiest CTA, and the unique ones of the whole launch; the difference are loads that neighbours repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, prod
+
+from cfdsl.dsl.graph import GRID_COLLECTIVES, ITEMSIZE, Dim, Graph, Node
+from cfdsl.dsl.place import PlacedGraph
+from cfdsl.dsl.placement import AxisPlacement, Mesh, Partial, Placement, R, ReduceOp, Shard
+
+DEFAULT_SIZES: Mapping[str, int] = {"tokens": 4096}
+VIEWS = ("split_heads", "merge_heads", "slice_grid", "slice_cluster", "reshape", "item")
+POINTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm")
+
+
+@dataclass(frozen=True)
+class Load:
+    """Bytes that come from global memory. `cta`: of the busiest CTA; `unique`: of the launch, each byte once; `streamed`: by the ring."""
+
+    name: str
+    cta: int
+    unique: int
+    streamed: bool = True
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Something that consumers do while they eat no tile.
+
+    kind      block (a sum over the CTA's warps), round (read what others wrote), cluster or grid (a collective)
+    payload   cluster: bytes a rank pushes to its peers; grid: bytes a CTA writes and reads back
+    """
+
+    kind: str
+    what: str
+    payload: int = 0
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Events of the busiest CTA in program order, and sums over the launch."""
+
+    events: tuple[Load | Pause, ...]
+    mesh: Mesh
+    written: int
+
+    @cached_property
+    def loads(self) -> tuple[Load, ...]:
+        return tuple(event for event in self.events if isinstance(event, Load))
+
+    @cached_property
+    def unique_bytes(self) -> int:
+        """Bytes that device memory must move once: weights, caches, inputs, outputs."""
+        return sum(load.unique for load in self.loads) + self.written
+
+    @cached_property
+    def cta_bytes(self) -> int:
+        """Bytes that the busiest CTA takes in."""
+        return sum(load.cta for load in self.loads)
+
+    @property
+    def l2_bytes(self) -> int:
+        """Bytes that all CTAs together take in, repeats counted."""
+        return self.cta_bytes * self.mesh.ctas
+
+    @property
+    def streams(self) -> bool:
+        """Whether there is a load stream for a ring to hold."""
+        return any(load.streamed for load in self.loads)
+
+    @property
+    def waits_for_grid(self) -> bool:
+        """Whether all clusters must run at once: the graph has a grid collective."""
+        return any(isinstance(event, Pause) and event.kind == "grid" for event in self.events)
+
+    @property
+    def dsmem_bytes(self) -> int:
+        """Bytes pushed between the CTAs of clusters."""
+        return sum(event.payload for event in self.events if isinstance(event, Pause) and event.kind == "cluster") * self.mesh.ctas
+
+
+def size_of(dim: Dim, sizes: Mapping[str, int]) -> int:
+    """A dimension's size; a symbol without one counts as 1 (a table of which a call reads one row)."""
+    return dim if isinstance(dim, int) else sizes.get(dim, DEFAULT_SIZES.get(dim, 1))
+
+
+def streams(graph: Graph) -> bool:
+    """Whether the graph has weights or a cache to stream: without, its kernel has no ring."""
+    return any(node.op in ("linear", "attend") for node in graph.nodes)
+
+
+def local_elements(shape: tuple[Dim, ...], placement: Placement, mesh: Mesh, sizes: Mapping[str, int]) -> int:
+    """Elements of the largest slice that a CTA holds."""
+    extent = [size_of(dim, sizes) for dim in shape]
+    for axis, holders in ((placement.grid, mesh.clusters), (placement.cluster, mesh.ranks)):
+        if isinstance(axis, Shard):
+            extent[axis.dim] = ceil(extent[axis.dim] / holders)
+    return prod(extent)
+
+
+def traffic(placed: PlacedGraph, sizes: Mapping[str, int] | None = None, stage_bytes: int = 16384) -> Traffic:
+    """Walk a placed graph. `sizes` gives symbolic dimensions ("tokens" defaults to 4096)."""
+    walk = _Walk(placed, sizes or {}, stage_bytes)
+    for node in placed.graph.nodes:
+        walk.visit(node)
+    written = sum(walk.whole(node) * ITEMSIZE[placed.graph.dtype] for _, node in placed.graph.outputs)
+    return Traffic(tuple(walk.events), placed.mesh, written)
+
+
+class _Walk:
+    def __init__(self, placed: PlacedGraph, sizes: Mapping[str, int], stage_bytes: int) -> None:
+        self.placed, self.mesh, self.sizes, self.stage_bytes = placed, placed.mesh, sizes, stage_bytes
+        self.events: list[Load | Pause] = []
+        self.seen: set[str] = set()
+        self.multiplied: Node | None = None
+        self.users: dict[Node, list[Node]] = {}
+        for node in placed.graph.nodes:
+            for arg in node.args:
+                self.users.setdefault(arg, []).append(node)
+
+    def whole(self, node: Node) -> int:
+        return prod(size_of(dim, self.sizes) for dim in node.type.shape)
+
+    def visit(self, node: Node) -> None:
+        if node.op in ("input", "weight"):
+            self._small(node)
+        elif node.op == "linear":
+            self._joins_last_product(node.args[0])
+            self._load(node.args[1], self._weight_elements(node))
+            self.events.append(Pause("block", "linear"))
+        elif node.op == "attend":
+            self._load(node.args[1], self._cache_elements(node), tensors=2)
+            self.events += [Pause("block", "attend")] * 2  # the new token and this warp's lanes; then the warps
+        elif node.op == "rope" and self.events and self.events[-1] == Pause("block", "rope"):
+            pass  # q and k are rotated together
+        elif node.op in ("rope", "mean_square") or (node.op == "rms_norm" and len(node.args) == 2):
+            self.events.append(Pause("block", node.op))
+        elif node.is_collective:
+            self._collective(node)
+
+    def _joins_last_product(self, x: Node) -> None:
+        """Products of one vector (q, k, v) follow each other without a pause: their sums are waited for together."""
+        last = next((i for i in reversed(range(len(self.events))) if isinstance(self.events[i], Pause)), None)
+        if x is self.multiplied and last is not None and self.events[last] == Pause("block", "linear"):
+            del self.events[last]
+        self.multiplied = x
+
+    def _load(self, operand: Node, elements: int, tensors: int = 1) -> None:
+        leaf = leaf_of(operand)
+        itemsize = ITEMSIZE[leaf.type.dtype] * tensors
+        name = leaf.attr("name")
+        unique = 0 if name in self.seen else self.whole(leaf) * itemsize
+        self.seen.add(name)
+        self.events.append(Load(name, elements * itemsize, unique))
+
+    def _weight_elements(self, node: Node) -> int:
+        """Of the busiest CTA: rows (shard="out") or columns ("in") cut over the cluster, heads or all rows over the grid."""
+        weight, out = node.args[1], self.placed.of(node)
+        at = self.placed.of(weight)
+        local = local_elements(weight.type.shape, at, self.mesh, self.sizes)
+        shard = node.attr("shard")
+        if shard is None or isinstance(at.cluster, Shard):
+            return local
+        cut = size_of(weight.type.shape[-1 if shard == "in" else -2], self.sizes)
+        holders = self.mesh.ranks
+        if not isinstance(at.grid, Shard) and isinstance(out.grid, Shard):
+            holders *= self.mesh.clusters
+        return local // cut * ceil(cut / holders)
+
+    def _cache_elements(self, node: Node) -> int:
+        """Of the busiest CTA, keys alone: tokens are dealt to ranks in tiles of a stage."""
+        cache = node.args[1]
+        batch, heads, tokens, dim = (size_of(size, self.sizes) for size in cache.type.shape)
+        at = self.placed.of(cache)
+        if isinstance(at.grid, Shard):
+            sharded = [batch, heads]
+            sharded[at.grid.dim] = ceil(sharded[at.grid.dim] / self.mesh.clusters)
+            batch, heads = sharded
+        if node.attr("shard") == "tokens":
+            tile = max(1, self.stage_bytes // (2 * dim * ITEMSIZE[leaf_of(cache).type.dtype]))
+            tokens = min(tokens, ceil(ceil(tokens / tile) / self.mesh.ranks) * tile)
+        return batch * heads * tokens * dim
+
+    def _small(self, leaf: Node) -> None:
+        """Inputs, norm weights, tables: read by ordinary loads, all of it by each CTA unless its user holds a slice."""
+        users = self.users.get(leaf, [])
+        if any(user.op == "linear" and leaf_of(user.args[1]) is leaf for user in self._readers(leaf)):
+            return
+        held, whole = max((self._slice_read(leaf, user) for user in users), default=0), self.whole(leaf)
+        if users and all(user.op == "rope" and leaf in user.args[1:3] for user in users):  # a table: one row per sequence is read
+            held = whole = size_of(users[0].type.shape[0], self.sizes) * size_of(leaf.type.shape[-1], self.sizes)
+        itemsize = ITEMSIZE[leaf.type.dtype]
+        self.events.append(Load(leaf.attr("name"), held * itemsize, whole * itemsize, streamed=False))
+        if leaf.op == "input" and not any(isinstance(event, Pause) for event in self.events):
+            self.events.append(Pause("round", leaf.attr("name")))  # the inputs are read together: one round for all
+
+    def _readers(self, node: Node) -> list[Node]:
+        found = []
+        for user in self.users.get(node, []):
+            found += self._readers(user) if user.op in VIEWS else [user]
+        return found
+
+    def _slice_read(self, leaf: Node, user: Node) -> int:
+        at = self.placed.of(user) if user.op in (*POINTWISE, "slice_grid", "slice_cluster") else Placement()
+        lead = len(user.types[0].shape) - len(leaf.type.shape)  # a 1-D weight lies along the last dimension
+
+
+        def moved(axis: AxisPlacement) -> AxisPlacement:
+            sliced = isinstance(axis, Shard) and axis.dim >= lead and leaf.type.shape[axis.dim - lead] != 1
+            return Shard(axis.dim - lead) if isinstance(axis, Shard) and sliced else R
+
+        return local_elements(leaf.type.shape, Placement(moved(at.grid), moved(at.cluster)), self.mesh, self.sizes)
+
+    def _collective(self, node: Node) -> None:
+        at = [self.placed.placements[arg][0] for arg in node.args]
+        shapes = [arg.types[0].shape for arg in node.args]
+        held = 4 * sum(local_elements(shape, placement, self.mesh, self.sizes) for shape, placement in zip(shapes, at))
+        if node.op in GRID_COLLECTIVES:
+            back = 4 * sum(prod(size_of(dim, self.sizes) for dim in shape) for shape in shapes)
+            self.events.append(Pause("grid", node.op, held + back))
+            return
+        for shape, placement in zip(shapes, at):
+            if isinstance(placement.cluster, Partial) and placement.cluster.op is ReduceOp.LSE:
+                held += 8 * local_elements(shape[:-1], placement, self.mesh, self.sizes)  # (max, sum) of each head
+        self.events.append(Pause("cluster", node.op, _pushed(node.op, held, self.mesh.ranks)))
+        self.events.append(Pause("block", node.op))  # the terms are put together, then everybody may read
+
+
+def _pushed(op: str, held: int, ranks: int) -> int:
+    """Bytes a rank pushes: what it holds to each peer, or (scatter) to each peer its part of it."""
+    to_all = held * (ranks - 1)
+    return to_all // ranks if op == "cluster_reduce_scatter" else to_all
+
+
+def leaf_of(node: Node) -> Node:
+    """The input, weight or cache that a chain of views and appends starts from."""
+    while node.args and (node.op in VIEWS or node.op == "append"):
+        node = node.args[0]
+    return node

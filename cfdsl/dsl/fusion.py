@@ -1,0 +1,107 @@
+"""`@fusion`: a spec with a name, its dataflow options, and optionally a plain reference and example inputs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from cfdsl.dsl.graph import Graph
+from cfdsl.dsl.trace import trace, tracing
+from cfdsl.errors import ArgumentError, TraceError, UnknownOption
+from cfdsl.models import ModelConfig, resolve
+
+DTYPES = {"bf16": "bf16", "bfloat16": "bf16", "f16": "f16", "fp16": "f16", "float16": "f16"}
+Spec = Callable[..., Any]
+
+
+class Fusion:
+    """A spec that can be traced for any model, batch and dtype.
+
+    name, file, doc   of the function
+    options           its keyword-only parameters with their defaults: the dataflows of the fusion
+    choices           the values that an option takes, where its annotation is a `Literal[...]`
+    """
+
+    def __init__(self, fn: Spec) -> None:
+        self.fn = fn
+        self.name: str = fn.__name__
+        self.file: str = inspect.getsourcefile(fn) or fn.__code__.co_filename
+        self.doc: str = inspect.getdoc(fn) or ""
+        parameters = inspect.signature(fn).parameters.values()
+        self.options: dict[str, Any] = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        self.choices = _choices(fn, self.options)
+        self._reference: Spec | None = None
+        self._example_inputs: Spec | None = None
+
+    def trace(self, model: ModelConfig | str, batch: int = 1, dtype: str = "bf16", **options: Any) -> Graph:
+        """The graph of this fusion for one model (a ModelConfig, a preset's name, or a config.json), batch size and 16-bit dtype.
+
+        options: the fusion's own dataflow options. Raises the one mistake of the spec, or `Errors` with all of them.
+        """
+        model = resolve(model)
+        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+            raise ArgumentError(argument="batch", expected="a positive number of sequences", got=repr(batch))
+        if dtype not in DTYPES:
+            raise ArgumentError(argument="dtype", expected="'bf16' or 'f16'", got=repr(dtype))
+        self.check_options(options)
+        return trace(self.name, DTYPES[dtype], lambda: self.fn(model, batch, **options))
+
+    def check_options(self, options: dict[str, Any]) -> None:
+        """Raise UnknownOption for an option that the fusion does not have, or a value that an option does not take."""
+        for option, value in options.items():
+            choices = self.choices.get(option)
+            if option not in self.options or (choices and value not in choices):
+                raise UnknownOption(fusion=self.name, option=option, value=repr(value), known=self._known())
+
+    def _known(self) -> str:
+        each = (f"{name} ({', '.join(map(repr, self.choices.get(name, (default,))))})" for name, default in self.options.items())
+        return ", ".join(each) or "none"
+
+    def __call__(self, model: ModelConfig, batch: int, **options: Any) -> Any:
+        """Inside another spec: this fusion's ops, traced in place."""
+        if not tracing():
+            advice = f"use {self.name}.trace(model), cf.interpret or cf.compile({self.name}, model)"
+            raise TraceError(problem=f"the fusion {self.name} was called like a function", advice=advice)
+        return self.fn(model, batch, **options)
+
+    @property
+    def reference(self) -> Spec:
+        """Before one is registered: the decorator that registers a plain PyTorch reference. After: that reference."""
+        return self._reference or self._register("_reference")
+
+    @property
+    def example_inputs(self) -> Spec:
+        """Before one is registered: the decorator that registers a maker of example inputs. After: that maker."""
+        return self._example_inputs or self._register("_example_inputs")
+
+    @property
+    def has_reference(self) -> bool:
+        return self._reference is not None
+
+    @property
+    def has_example_inputs(self) -> bool:
+        return self._example_inputs is not None
+
+    def _register(self, slot: str) -> Spec:
+        def register(fn: Spec) -> Spec:
+            setattr(self, slot, fn)
+            return fn
+
+        return register
+
+    def __repr__(self) -> str:
+        return f"<fusion {self.name}>"
+
+
+def fusion(fn: Spec) -> Fusion:
+    """Decorator: make a spec `def name(m: ModelConfig, batch: int, *, option="default")` a Fusion."""
+    return Fusion(fn)
+
+
+def _choices(fn: Spec, options: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    try:
+        hints = get_type_hints(fn)
+    except NameError:  # an annotation that only a type checker can resolve: the options are then open
+        return {}
+    return {name: get_args(hint) for name, hint in hints.items() if name in options and get_origin(hint) is Literal}

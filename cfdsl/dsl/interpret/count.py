@@ -1,0 +1,187 @@
+"""The bytes of a launch in closed form: from shapes and placements, without a tensor. The same numbers that the oracle counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cfdsl.dsl.graph import ITEMSIZE, Node, Type
+from cfdsl.dsl.interpret.traffic import PAYLOAD, ExchangeTraffic, Traffic, exchange_row
+from cfdsl.dsl.place import PlacedGraph
+from cfdsl.dsl.placement import Partial, Placement, ReduceOp, Shard
+from cfdsl.errors import ArgumentError
+
+VIEWS = ("slice_grid", "slice_cluster", "split_heads", "merge_heads", "reshape", "split", "item")
+LENGTH = "length"
+
+
+def count_traffic(placed: PlacedGraph, sizes: Mapping[str, int] | None = None) -> Traffic:
+    """The traffic of one launch of `placed`, as `interpret` would count it.
+
+    sizes: the named dimensions that matter ("tokens": the capacity of the cache), and "length": the tokens that every sequence has in
+    the cache before the launch, clamped to 0..capacity. Without it a cache is as full as it can be before an append.
+    Raises ArgumentError where a size is missing.
+    """
+    return _Count(placed, dict(sizes or {})).total()
+
+
+@dataclass
+class _Count:
+    placed: PlacedGraph
+    sizes: dict[str, int]
+    loads: dict[object, int] = field(default_factory=dict)  # (leaf, how it is cut) -> bytes that all CTAs load
+    unique: dict[tuple[str, str], int] = field(default_factory=dict)  # (role, leaf) -> bytes
+    kv_read: dict[str, int] = field(default_factory=dict)
+    kv_loads: int = 0
+    kv_write: int = 0
+
+    def total(self) -> Traffic:
+        """Walk the graph once."""
+        graph = self.placed.graph
+        for node in graph.nodes:
+            if node.op not in VIEWS:
+                self._use(node)
+        for _, node in graph.outputs:
+            self._load(node)
+        outputs = sum(self._numel(node.type) for _, node in graph.outputs) * ITEMSIZE[graph.dtype]
+        role = {role: sum(size for (of, _), size in self.unique.items() if of == role) for role in ("weight", "input")}
+        rows = tuple(self._row(node) for node in graph.nodes if node.is_collective)
+        l2 = sum(self.loads.values()) + self.kv_loads
+        return Traffic(role["weight"], role["input"], sum(self.kv_read.values()), self.kv_write, outputs, l2, rows)
+
+    # ---- sizes -------------------------------------------------------------------------------------------------------------------
+
+    def _shape(self, of: Type) -> tuple[int, ...]:
+        for dim in of.shape:
+            if isinstance(dim, str) and dim not in self.sizes:
+                raise ArgumentError(argument="sizes", expected=f"sizes with a number for {dim!r}", got=repr(self.sizes))
+        return tuple(self.sizes[dim] if isinstance(dim, str) else dim for dim in of.shape)
+
+    def _numel(self, of: Type) -> int:
+        count = 1
+        for size in self._shape(of):
+            count *= size
+        return count
+
+    def _at(self, node: Node) -> Placement:
+        return self.placed.placements[node][0]
+
+    def _copies(self, node: Node) -> int:
+        """How many clusters hold the same slice of a value that is sharded on the grid: more than one if clusters outnumber slices."""
+        if node.op == "slice_grid":
+            return max(1, self.placed.mesh.clusters // self._shape(node.type)[node.attr("dim")])
+        if node.op == "item":
+            source = node.args[0]
+            return self._copies(source.args[0 if source.op == "split" else node.attr("index")])
+        sharded = [arg for arg in node.args if isinstance(self._at(arg).grid, Shard)]
+        return self._copies(sharded[0]) if sharded else 1
+
+    # ---- loads -------------------------------------------------------------------------------------------------------------------
+
+    def _use(self, node: Node) -> None:
+        """Count what `node` loads of the leaves among its operands."""
+        if node.op == "linear":
+            self._linear(node)
+        elif node.op in ("add", "mul"):
+            for arg in node.args:
+                self._load(arg, self._sliced_like(node, arg, "grid"), self._sliced_like(node, arg, "cluster"), of=node)
+        elif node.op == "rms_norm":
+            x = self._at(node.args[0])
+            self._load(node.args[0])
+            self._load(node.args[1], x.grid == Shard(1), x.cluster == Shard(1), of=node.args[0])
+        elif node.op == "rope":
+            self._rope(node)
+        elif node.op in ("append", "attend"):
+            self._attention(node)
+        else:
+            for arg in node.args:
+                self._load(arg)
+
+    def _linear(self, node: Node) -> None:
+        x, w, *bias = node.args
+        shard, everywhere = node.attr("shard"), node.attr("across") == "all" and node.attr("shard") == "out"
+        self._load(x, cluster=shard == "in")
+        self._load(w, grid=everywhere, cluster=shard is not None)
+        for b in bias:
+            self._load(b, grid=everywhere or isinstance(self._at(w).grid, Shard), cluster=shard == "out", of=w)
+
+    def _sliced_like(self, node: Node, arg: Node, axis: str) -> bool:
+        """Whether an operand of a pointwise op is cut along `axis` because the result is."""
+        at = getattr(self._at(node), axis)
+        if not isinstance(at, Shard):
+            return False
+        dim = at.dim - len(node.type.shape) + len(arg.type.shape)
+        return dim >= 0 and arg.type.shape[dim] == node.type.shape[at.dim]
+
+    def _rope(self, node: Node) -> None:
+        x, cos, sin, pos = node.args
+        self._load(x)
+        grid, cluster = (at == Shard(0) for at in (self._at(x).grid, self._at(x).cluster))
+        self._load(pos, grid, cluster, of=x)
+        for table in (cos, sin):
+            row = table.type.shape[1]
+            assert isinstance(row, int)
+            self._load(table, grid, cluster, of=x, numel=self._shape(x.type)[0] * row)
+
+    def _attention(self, node: Node) -> None:
+        q_or_cache, k_or_cache, *rest = node.args
+        cache = q_or_cache if node.op == "append" else k_or_cache
+        batch, heads, capacity, dim = self._shape(cache.type)
+        leaf, appended = cache, node.op == "append"
+        while leaf.op != "kv_cache":
+            appended |= leaf.op == "append"
+            if leaf.op == "append" and node.op == "attend":
+                rest = [leaf.args[3]]
+            leaf = leaf.args[0]
+        length = min(max(0, self.sizes.get(LENGTH, capacity - 1 if appended else capacity)), capacity)
+        row = 2 * batch * heads * dim * ITEMSIZE[leaf.type.dtype]
+        for arg in [q_or_cache, k_or_cache, *rest]:
+            if arg is not cache:
+                self._load(arg)
+        if node.op == "append":
+            self.kv_write += row if length < capacity else 0
+            return
+        clusters = self._copies(cache) if isinstance(self._at(cache).grid, Shard) else self.placed.mesh.clusters
+        self.kv_loads += row * length * clusters * (1 if node.attr("shard") == "tokens" else self.placed.mesh.ranks)
+        self.kv_read[leaf.attr("name")] = row * length
+
+    def _load(self, arg: Node, grid: bool = False, cluster: bool = False, of: Node | None = None, numel: int | None = None) -> None:
+        """All CTAs load `arg`, if it is a leaf or a view of one. grid, cluster: it is cut along the axis in passing, as `of` is."""
+        leaf = arg
+        while leaf.op in VIEWS:
+            leaf = leaf.args[0]
+        if leaf.op not in ("input", "weight"):
+            return
+        mesh, placement = self.placed.mesh, self._at(arg)
+        own = isinstance(placement.grid, Shard)
+        grid, cluster = grid or own, cluster or isinstance(placement.cluster, Shard)
+        copies = self._copies(arg if own or of is None else of) if grid else mesh.clusters
+        size = (self._numel(arg.type) if numel is None else numel) * ITEMSIZE[leaf.type.dtype]
+        name = leaf.attr("name")
+        key = (name, size, grid and mesh.clusters > 1, cluster and mesh.ranks > 1)
+        self.loads[key] = size * copies * (1 if cluster else mesh.ranks)
+        self.unique[(leaf.op, name)] = max(size, self.unique.get((leaf.op, name), 0))
+
+    # ---- exchanges -----------------------------------------------------------------------------------------------------------------
+
+    def _row(self, node: Node) -> ExchangeTraffic:
+        count = self._pushed if node.op.startswith("cluster") else self._through_memory
+        return exchange_row(node, PAYLOAD * sum(count(node, arg) for arg in node.args))
+
+    def _pushed(self, node: Node, arg: Node) -> int:
+        """Elements that all ranks push to their peers for one value."""
+        peers, placement = self.placed.mesh.ranks - 1, self._at(arg)
+        clusters = self._copies(arg) if isinstance(placement.grid, Shard) else self.placed.mesh.clusters
+        whole = self._numel(arg.type) * clusters
+        stats = 2 * whole // self._shape(arg.type)[2] if placement.cluster == Partial(ReduceOp.LSE) else 0
+        if node.op == "cluster_reduce":
+            return (whole + stats) * (peers + 1) * peers
+        cut = node.op == "cluster_reduce_scatter" and node.attr("dim") < 2
+        return whole * peers + stats * peers * (1 if cut else peers + 1)
+
+    def _through_memory(self, node: Node, arg: Node) -> int:
+        """Elements written to and read from global memory for one value."""
+        size, mesh = self._numel(arg.type), self.placed.mesh
+        if node.op == "grid_gather":
+            return size + size * mesh.ctas
+        return size * mesh.clusters + size * (mesh.ctas if node.op == "grid_reduce" else 1)

@@ -1,0 +1,169 @@
+"""Running a placed graph: node by node, rank by rank, checking that what ranks hold is what the placements claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cfdsl.dsl.graph import Graph, Node, Type
+from cfdsl.dsl.interpret import attention, compute, views
+from cfdsl.dsl.interpret.attention import LocalCache
+from cfdsl.dsl.interpret.collectives import exchange
+from cfdsl.dsl.interpret.local import Holdings, Local, OracleError, Rank, assemble, full_spans, same_bits
+from cfdsl.dsl.interpret.machine import Machine
+from cfdsl.dsl.interpret.traffic import Counter, Traffic, itemsize
+from cfdsl.dsl.place import PlacedGraph, place
+from cfdsl.dsl.placement import Mesh, Placement, Replicate, Shard
+from cfdsl.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+HANDLERS = {**views.HANDLERS, **compute.HANDLERS, **attention.HANDLERS}
+
+
+@dataclass(frozen=True)
+class OracleResult:
+    """outputs: by name, whole. caches: `{name}_k` and `{name}_v` after the launch, new tensors in the caches' layout and dtype."""
+
+    outputs: dict[str, Tensor]
+    caches: dict[str, Tensor]
+    traffic: Traffic
+
+
+def interpret(
+    placed: PlacedGraph | Graph, tensors: Mapping[str, Tensor], mesh: Mesh | None = None, precision: str = "f32", round_outputs: bool = True
+) -> OracleResult:
+    """Run every node for every rank of every cluster, on the slices that the rank holds, and count the bytes that move.
+
+    placed          a placed graph; or a graph, which is placed on `mesh` (default: a cluster of 1 per work unit)
+    tensors         the inputs and weights by name, a cache `c` as `c_k` and `c_v`, in their declared dtypes; more names do no harm.
+                    They are not changed. Tokens at or past a cache's length are never looked at.
+    precision       "f32" or "f64": the type of everything computed
+    round_outputs   give outputs in the fusion's dtype; else as computed
+
+    A length out of range is clamped to 0..capacity. A full cache is not written to; its new token still takes part in attention.
+    Raises ArgumentError for a missing or misshapen tensor, OracleError when ranks contradict a placement.
+    """
+    import torch
+
+    if isinstance(placed, Graph):
+        placed = place(placed, mesh or Mesh(placed.over or 1, 1))
+    if precision not in ("f32", "f64"):
+        raise ArgumentError(argument="precision", expected="'f32' or 'f64'", got=repr(precision))
+    dtypes = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i32": torch.int32}
+    graph = placed.graph
+    roles = {leaf.attr("name"): leaf.op for op in ("input", "weight") for leaf in graph.leaves(op)}
+    sizes = _bind(graph, tensors, dtypes)
+    machine = Machine(placed, placed.mesh, torch.float32 if precision == "f32" else torch.float64, dtypes, sizes, Counter(roles))
+    held: dict[Node, list[dict[Rank, Any]]] = {}
+    for node in graph.nodes:
+        held[node] = _step(machine, node, held, tensors)
+        for result, of, placement in zip(held[node], node.types, placed.placements[node], strict=True):
+            _check_claim(machine, node, of, result, placement)
+    outputs = {name: _output(machine, node, held[node][0], dtypes[graph.dtype], round_outputs) for name, node in graph.outputs}
+    return OracleResult(outputs, _caches(machine, graph), machine.counter.total())
+
+
+def _bind(graph: Graph, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, int]:
+    """The sizes of named dimensions, from the tensors' shapes, which must be the declared ones otherwise."""
+    sizes: dict[str, int] = {}
+    for name, declared in leaf_tensors(graph):
+        got = tensors.get(name)
+        wanted = str(declared)
+        if got is None:
+            raise ArgumentError(argument=name, expected=f"a tensor {wanted}", got="nothing")
+        found = f"{str(got.dtype).removeprefix('torch.')}[{','.join(map(str, got.shape))}]"
+        if got.dtype != dtypes[declared.dtype] or got.dim() != len(declared.shape):
+            raise ArgumentError(argument=name, expected=f"a tensor {wanted}", got=found)
+        for dim, size in zip(declared.shape, got.shape, strict=True):
+            if (sizes.setdefault(dim, size) if isinstance(dim, str) else dim) != size:
+                raise ArgumentError(argument=name, expected=f"a tensor {wanted}", got=found)
+    return sizes
+
+
+def leaf_tensors(graph: Graph) -> list[tuple[str, Type]]:
+    """The tensors that a graph takes, in the order of the graph, with their types in memory: of a cache both, in its layout."""
+    found = []
+    for node in graph.nodes:
+        if node.op in ("input", "weight"):
+            found.append((node.attr("name"), node.type))
+        if node.op == "kv_cache":
+            batch, heads, tokens, dim = node.type.shape
+            shape = (batch, heads, tokens, dim) if node.attr("layout") == "bhtd" else (batch, tokens, heads, dim)
+            found += [(f"{node.attr('name')}_{part}", Type(shape, node.type.dtype)) for part in "kv"]
+    return found
+
+
+def _step(m: Machine, node: Node, held: dict[Node, list[dict[Rank, Any]]], tensors: Mapping[str, Tensor]) -> list[dict[Rank, Any]]:
+    """What every rank holds of every result of `node`."""
+    ranks = [(cluster, rank) for cluster in range(m.mesh.clusters) for rank in range(m.mesh.ranks)]
+    if node.op in ("input", "weight", "kv_cache"):
+        return [dict.fromkeys(ranks, _leaf(m, node, tensors))]
+    if node.op == "item":
+        return [held[node.args[0]][node.attr("index")]]
+    args = [held[arg][0] for arg in node.args]
+    if node.is_collective:
+        return list(exchange(m, node, args))
+    if node.op == "split":
+        pieces = {rank: views.split(m, node, args[0][rank]) for rank in ranks}
+        return [{rank: pieces[rank][index] for rank in ranks} for index in range(len(node.types))]
+    handler = HANDLERS[node.op]
+    return [{rank: handler(m, node, rank, [arg[rank] for arg in args]) for rank in ranks}]
+
+
+def _leaf(m: Machine, node: Node, tensors: Mapping[str, Tensor]) -> Local | LocalCache:
+    name = node.attr("name")
+    spans = full_spans(m.shape(node))
+    if node.op != "kv_cache":
+        data = tensors[name]
+        return Local(data, spans, None, name, m.counter.leaf(name, data))
+    layout = node.attr("layout")
+    k, v = (_logical(tensors[f"{name}_{part}"], layout) for part in "kv")
+    new_k, new_v = (_logical(tensors[f"{name}_{part}"].clone(), layout) for part in "kv")
+    m.caches[name] = new_k, new_v
+    return LocalCache(name, k, v, (m.counter.cache(f"{name}_k", k), m.counter.cache(f"{name}_v", v)), spans)
+
+
+def _logical(data: Tensor, layout: str) -> Tensor:
+    """A view (batch, heads, tokens, dim) of a cache tensor; its own inverse."""
+    return data if layout == "bhtd" else data.transpose(1, 2)
+
+
+def _caches(m: Machine, graph: Graph) -> dict[str, Tensor]:
+    layouts = {leaf.attr("name"): leaf.attr("layout") for leaf in graph.leaves("kv_cache")}
+    named = ((name, part, data) for name, both in m.caches.items() for part, data in zip("kv", both, strict=True))
+    return {f"{name}_{part}": _logical(data, layouts[name]) for name, part, data in named}
+
+
+def _output(m: Machine, node: Node, held: Holdings, dtype: torch.dtype, rounded: bool) -> Tensor:
+    """Every holder writes its slice. A hole is an error, as are two holders that disagree."""
+    shape = m.shape(node)
+    for rank, local in held.items():
+        m.load(rank, local)
+    total = 1
+    for size in shape:
+        total *= size
+    if sum({local.spans: local.data.numel() for local in held.values()}.values()) < total:
+        raise OracleError(node, f"the ranks together do not hold all of an output of shape {shape}")
+    whole = assemble({rank: Local(local.data.to(m.dtype), local.spans) for rank, local in held.items()}, node, full_spans(shape)).data
+    m.counter.outputs += total * itemsize(m.placed.graph.dtype)
+    return whole.to(dtype) if rounded else whole
+
+
+def _check_claim(m: Machine, node: Node, of: Type, held: dict[Rank, Any], placement: Placement) -> None:
+    """Dimensions that no axis shards are held whole, and along a replicated axis all hold the same bits."""
+    sharded = {at.dim for at in (placement.grid, placement.cluster) if isinstance(at, Shard)}
+    shape = tuple(m.sizes[dim] if isinstance(dim, str) else dim for dim in of.shape)
+    for rank, local in held.items():
+        first = (0 if isinstance(placement.grid, Replicate) else rank[0], 0 if isinstance(placement.cluster, Replicate) else rank[1])
+        other = held[first]
+        if any(local.spans[dim] != (0, size) for dim, size in enumerate(shape) if dim not in sharded):
+            raise OracleError(node, f"placed {placement}, but rank {rank} holds {local.spans} of {shape}")
+        if local is other or local.key == other.key:
+            continue
+        same = local.spans == other.spans and (isinstance(local, LocalCache) or same_bits(local.data, other.data))
+        if not same:
+            raise OracleError(node, f"placed {placement}, but ranks {first} and {rank} hold different values: a collective is missing")

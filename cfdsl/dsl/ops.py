@@ -1,0 +1,264 @@
+"""The words of the language. Each records one node; its type rule is in `type_rules`, its placement rule in `place_rules`.
+
+Shapes are logical (of the whole value, whoever holds it). Everything computed is float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cfdsl.dsl.graph import FLOATS, Dim, Src, Type
+from cfdsl.dsl.source import user_line
+from cfdsl.dsl.trace import Tracer, current
+from cfdsl.dsl.type_rules import is_cache, is_weight
+from cfdsl.dsl.values import Axis, Outputs, Value
+from cfdsl.errors import ArgumentError, CfdslError, DuplicateName, TraceError
+
+# ---- leaves ------------------------------------------------------------------------------------------------------------------------
+
+
+def input(name: str, shape: Sequence[Dim], dtype: str | None = None) -> Value:
+    """A tensor argument of the kernel. dtype: f16, bf16, f32 or i32; the fusion's dtype if left out. A size may be a name."""
+    tracer = current("input")
+    return tracer.leaf("input", name, Type(tuple(shape), dtype or tracer.dtype))
+
+
+def weight(name: str, shape: Sequence[int], dtype: str | None = None) -> Value:
+    """A weight as Hugging Face stores it: (out, in) of a linear, or (n,) of a norm or a bias."""
+    tracer = current("weight")
+    return tracer.leaf("weight", name, Type(tuple(shape), dtype or tracer.dtype))
+
+
+def kv_cache(name: str, batch: int, heads: int, tokens: Dim, dim: int, layout: str = "bhtd", dtype: str | None = None) -> Value:
+    """A contiguous key/value cache: two tensors `{name}_k` and `{name}_v`.
+
+    Its logical shape is (batch, heads, tokens, dim) whatever the layout. tokens: the capacity, a name such as "tokens" if it is known
+    only when tensors arrive. layout: the tensors' physical order, "bhtd" or "bthd".
+    """
+    tracer = current("kv_cache")
+    return tracer.leaf("kv_cache", name, Type((batch, heads, tokens, dim), dtype or tracer.dtype), {"layout": layout})
+
+
+# ---- slices and views --------------------------------------------------------------------------------------------------------------
+
+
+def slice_grid(x: Value, key: object) -> Value:
+    """`x[axis]` or `x[:, axis]`: each cluster's slice. Replicated -> sharded on the grid, free."""
+    tracer = current("x[axis]")
+    keys = key if isinstance(key, tuple) else (key,)
+    axes = [dim for dim, part in enumerate(keys) if isinstance(part, Axis)]
+    if len(axes) != 1 or any(part != slice(None) for part in keys[: axes[0]] + keys[axes[0] + 1 :]):
+        got = ", ".join(map(repr, keys))
+        expected = "the axis of a clusters block, as in x[axis] or x[:, axis]"
+        tracer.errors.append(ArgumentError(argument="index", expected=expected, got=got, src=user_line()))
+        return Value(tracer, None)
+    if tracer.axis is None:
+        problem = "the axis of a clusters block is used outside of the block"
+        tracer.errors.append(TraceError(problem=problem, advice="move the line into the block", src=user_line()))
+        return Value(tracer, None)
+    of_cache = isinstance(x, Value) and not x.poisoned and is_cache(x.node)
+    return tracer.value("slice_grid", (x,), {"dim": 1 if of_cache else axes[0]}, ("x",))
+
+
+def shard(x: Value, dim: int) -> Value:
+    """Each rank of a cluster takes its slice along `dim`. Replicated -> sharded on the cluster, free."""
+    return current("shard").value("slice_cluster", (x,), {"dim": _positive(x, dim)}, ("x",))
+
+
+def split_heads(x: Value, heads: int) -> Value:
+    """A view by heads: a weight (H*D, in) -> (H, D, in) or (H*D,) -> (H, D); an activation (batch, H*D) -> (batch, H, D)."""
+    tracer = current("split_heads")
+    known = isinstance(x, Value) and not x.poisoned
+    dim = 0 if known and (is_weight(x.node) or len(x.shape) == 1) else 1
+    return tracer.value("split_heads", (x,), {"heads": heads, "dim": dim}, ("x",))
+
+
+def merge_heads(x: Value) -> Value:
+    """A view: (batch, H, D) -> (batch, H*D)."""
+    return current("merge_heads").value("merge_heads", (x,), {}, ("x",))
+
+
+def split(x: Value, sizes: Sequence[int], dim: int) -> tuple[Value, ...]:
+    """Pieces of the given sizes along an unsharded dimension."""
+    sizes = tuple(sizes)
+    return current("split").values("split", (x,), {"sizes": sizes, "dim": _positive(x, dim)}, len(sizes), ("x",))
+
+
+def concat(xs: Sequence[Value], dim: int) -> Value:
+    """Values put together along an unsharded dimension."""
+    xs = tuple(xs)
+    if not xs:
+        raise ArgumentError(argument="xs", expected="one or several values", got="none", src=user_line())
+    return current("concat").value("concat", xs, {"dim": _positive(xs[0], dim)})
+
+
+def reshape(x: Value, shape: Sequence[int]) -> Value:
+    """A view of another shape with as many elements; sharded dimensions must survive."""
+    return current("reshape").value("reshape", (x,), {"shape": tuple(shape)}, ("x",))
+
+
+def _positive(x: object, dim: int) -> int:
+    """A dimension counted from the front."""
+    if isinstance(x, Value) and not x.poisoned and isinstance(dim, int) and -len(x.shape) <= dim < 0:
+        return dim + len(x.shape)
+    return dim
+
+
+# ---- arithmetic --------------------------------------------------------------------------------------------------------------------
+
+
+def add(a: object, b: object) -> Value:
+    """a + b: equal shapes, or broadcasting from the last dimension."""
+    return current("add").value("add", (a, b), {}, ("a", "b"))
+
+
+def mul(a: object, b: object) -> Value:
+    """a * b: equal shapes, or broadcasting from the last dimension."""
+    return current("mul").value("mul", (a, b), {}, ("a", "b"))
+
+
+def silu(x: Value) -> Value:
+    """x * sigmoid(x)."""
+    return current("silu").value("silu", (x,), {}, ("x",))
+
+
+def gelu(x: Value, tanh: bool = True) -> Value:
+    """GELU, by its tanh approximation or exactly (erf)."""
+    return current("gelu").value("gelu", (x,), {"tanh": bool(tanh)}, ("x",))
+
+
+def cast(x: Value, dtype: str) -> Value:
+    """x rounded to a dtype: f16, bf16 or f32."""
+    return current("cast").value("cast", (x,), {"dtype": dtype}, ("x",))
+
+
+def linear(x: Value, w: Value, bias: Value | None = None, *, shard: str | None = None) -> Value:
+    """x @ w.T + bias: (batch, in) with w (out, in) -> (batch, out); with w (heads, dim, in) -> (batch, heads, dim).
+
+    shard="out": each rank computes its slice of the last dimension (outside of a clusters block: each CTA of the launch).
+    shard="in": each rank takes its slice of the contraction, and the result is Partial(sum) on the cluster.
+    """
+    tracer = current("linear")
+    across = "all" if shard == "out" and tracer.axis is None else "cluster"
+    args = (x, w) if bias is None else (x, w, bias)
+    return tracer.value("linear", args, {"shard": shard, "across": across}, ("x", "w", "bias"))
+
+
+def mean_square(x: Value) -> Value:
+    """The mean of x*x over the last dimension: (batch, hidden) -> (batch, 1). Partial(sum) where that dimension is sharded."""
+    return current("mean_square").value("mean_square", (x,), {}, ("x",))
+
+
+def rms_norm(x: Value, weight: Value, eps: float, mean_square: Value | None = None) -> Value:
+    """x / sqrt(mean(x*x) + eps) * weight over the last dimension: (batch, hidden).
+
+    Where the last dimension is sharded, the mean is an exchange of its own: mean_square=cluster_reduce(mean_square(x)), (batch, 1).
+    """
+    args = (x, weight) if mean_square is None else (x, weight, mean_square)
+    return current("rms_norm").value("rms_norm", args, {"eps": float(eps)}, ("x", "weight", "mean_square"))
+
+
+def rope(x: Value, cos: Value, sin: Value, pos: Value, *, style: str = "half", rotary_dim: int | None = None) -> Value:
+    """Rotary embedding of (batch, heads, dim) at positions pos (batch,) i32.
+
+    cos, sin: (positions, rotary_dim / 2) f32 tables. style: "half" rotates x[i] with x[i + rotary_dim/2], "interleaved" x[2i] with
+    x[2i+1]. rotary_dim: the first dimensions that rotate, all of them if left out.
+    """
+    if rotary_dim is None and isinstance(x, Value) and not x.poisoned and isinstance(x.shape[-1], int):
+        rotary_dim = x.shape[-1]
+    attrs = {"style": style, "rotary_dim": rotary_dim}
+    return current("rope").value("rope", (x, cos, sin, pos), attrs, ("x", "cos", "sin", "pos"))
+
+
+def append(cache: Value, k: Value, v: Value, *, at: Value) -> Value:
+    """See `Value.append`."""
+    tracer = current("append")
+    result = tracer.value("append", (cache, k, v, at), {}, ("cache", "k", "v", "at"))
+    if not result.poisoned and result.node not in tracer.effects:
+        tracer.effects.append(result.node)
+    return result
+
+
+def attend(q: Value, cache: Value, length: Value | None = None, *, scale: float | None = None, shard: str | None = None) -> Value:
+    """Decode attention of q (batch, heads, dim) over a cache of (batch, kv heads, tokens, dim) -> (batch, heads, dim).
+
+    Attends over the tokens up to and with the appended one, or over the first `length` (batch,) i32 of a cache that was not appended
+    to. scale: of the scores, 1/sqrt(dim) if left out. shard="tokens": each rank takes a slice of the tokens, and the result is
+    Partial(lse) on the cluster.
+    """
+    args = (q, cache) if length is None else (q, cache, length)
+    attrs = {"scale": None if scale is None else float(scale), "shard": shard}
+    return current("attend").value("attend", args, attrs, ("q", "cache", "length"))
+
+
+# ---- collectives -------------------------------------------------------------------------------------------------------------------
+
+
+def cluster_reduce(*xs: Value) -> Any:
+    """Partial -> replicated on the cluster. Several values share one exchange."""
+    return _exchange("cluster_reduce", xs, {})
+
+
+def cluster_gather(*xs: Value) -> Any:
+    """Sharded -> replicated on the cluster. Several values share one exchange."""
+    return _exchange("cluster_gather", xs, {})
+
+
+def cluster_reduce_scatter(*xs: Value, dim: int) -> Any:
+    """Partial -> sharded along `dim` on the cluster. Several values share one exchange."""
+    return _exchange("cluster_reduce_scatter", xs, {"dim": _positive(xs[0] if xs else None, dim)})
+
+
+def grid_gather(*xs: Value) -> Any:
+    """Sharded on the grid (and the cluster) -> replicated everywhere. Several values share one exchange."""
+    return _exchange("grid_gather", xs, {})
+
+
+def grid_reduce(*xs: Value) -> Any:
+    """Partial on the grid (whole or sharded on the cluster) -> replicated everywhere. Several values share one exchange."""
+    return _exchange("grid_reduce", xs, {})
+
+
+def grid_reduce_scatter(*xs: Value, dim: int) -> Any:
+    """Partial on the grid -> sharded along `dim` over every CTA of the launch. Several values share one exchange."""
+    return _exchange("grid_reduce_scatter", xs, {"dim": _positive(xs[0] if xs else None, dim)})
+
+
+def _exchange(op: str, xs: tuple[Value, ...], attrs: dict[str, Any]) -> Any:
+    results = current(op).values(op, xs, attrs, len(xs) or 1)
+    return results[0] if len(results) == 1 else results
+
+
+# ---- outputs -----------------------------------------------------------------------------------------------------------------------
+
+
+def outputs(**values: Value) -> Outputs:
+    """What the kernel returns, by name, rounded to the fusion's dtype. Call it once, at the end: `return outputs(y=y)`."""
+    tracer = current("outputs")
+    src = user_line()
+    if tracer.outputs is not None:
+        raise TraceError(problem="outputs is called twice", advice="name all outputs in one call at the end of the spec", src=src)
+    tracer.outputs = []
+    if not values:
+        raise ArgumentError(argument="outputs", expected="one or several named values", got="none", src=src)
+    for name, value in values.items():
+        error = _bad_output(tracer, name, value, src)
+        if error is not None:
+            tracer.errors.append(error)
+        elif not value.poisoned:
+            tracer.outputs.append((name, value.node))
+    return Outputs(tuple(values))
+
+
+def _bad_output(tracer: Tracer, name: str, value: object, src: Src) -> CfdslError | None:
+    expected = "a floating-point value of the spec"
+    if not isinstance(value, Value) or value.tracer is not tracer:
+        return ArgumentError(argument=name, expected=expected, got=type(value).__name__, src=src)
+    if name in tracer.names:
+        first = tracer.names[name]
+        return DuplicateName(name=name, first=f"{first.op} {first.type} (line {first.src.line})", second="output", src=src)
+    if not value.poisoned and (is_cache(value.node) or value.dtype not in FLOATS):
+        got = "a kv_cache (it is updated in place)" if is_cache(value.node) else str(value.node.type)
+        return ArgumentError(argument=name, expected=expected, got=got, src=src)
+    return None

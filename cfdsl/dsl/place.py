@@ -1,0 +1,73 @@
+"""Placing a graph on a mesh: every value gets a placement on the grid and on the cluster, or the mistakes are reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cfdsl.dsl.graph import Graph, Node
+from cfdsl.dsl.place_rules import PLACE_RULES, Site
+from cfdsl.dsl.placement import Mesh, Placement
+from cfdsl.errors import CfdslError, ClustersDoNotDivide, ClusterSizeUnsupported, raise_all
+
+MAX_CLUSTER_SIZE = 16
+
+
+@dataclass(frozen=True)
+class PlacedGraph:
+    """A graph on a mesh. `placements` has one placement per result of each node."""
+
+    graph: Graph
+    mesh: Mesh
+    placements: Mapping[Node, tuple[Placement, ...]]
+
+    def of(self, node: Node) -> Placement:
+        """The placement of a single-result node."""
+        (only,) = self.placements[node]
+        return only
+
+
+def place(graph: Graph, mesh: Mesh) -> PlacedGraph:
+    """Place every value of `graph` on `mesh`. Raises the one mistake, or `Errors` with all independent ones."""
+    errors: list[CfdslError] = list(_check_mesh(graph, mesh))
+    raise_all(errors)
+    placements: dict[Node, tuple[Placement, ...]] = {}
+    for node in graph.nodes:
+        if any(arg not in placements for arg in node.args):
+            continue  # a consequence of a mistake that is already noted
+        try:
+            placements[node] = _place(node, placements, graph, mesh)
+        except CfdslError as error:
+            errors.append(error)
+    for name, node in graph.outputs:
+        if node in placements:
+            try:
+                _check_output(name, node, placements[node], graph, mesh)
+            except CfdslError as error:
+                errors.append(error)
+    raise_all(errors)
+    return PlacedGraph(graph, mesh, placements)
+
+
+def _place(node: Node, placements: Mapping[Node, tuple[Placement, ...]], graph: Graph, mesh: Mesh) -> tuple[Placement, ...]:
+    if node.op == "item":
+        return (placements[node.args[0]][node.attr("index")],)
+    site = Site(node, tuple(placements[arg][0] for arg in node.args), mesh, graph.over)
+    if not node.is_collective:
+        site.no_open_softmax()
+    return PLACE_RULES[node.op](site)
+
+
+def _check_mesh(graph: Graph, mesh: Mesh) -> list[CfdslError]:
+    errors: list[CfdslError] = []
+    if not 1 <= mesh.ranks <= MAX_CLUSTER_SIZE:
+        errors.append(ClusterSizeUnsupported(size=mesh.ranks))
+    if graph.over is not None and graph.over % mesh.clusters and mesh.clusters % graph.over:
+        errors.append(ClustersDoNotDivide(over=graph.over, clusters=mesh.clusters))
+    return errors
+
+
+def _check_output(name: str, node: Node, placements: tuple[Placement, ...], graph: Graph, mesh: Mesh) -> None:
+    """An output is stored by whoever holds it: terms cannot be."""
+    stored = Node("output", (node,), {"name": name}, node.types, node.src)
+    Site(stored, placements, mesh, graph.over).no_partial()

@@ -1,0 +1,89 @@
+"""Placements: how one value is spread over the two-level mesh of a launch.
+
+A launch is `clusters` thread-block clusters (the *grid* axis) of `ranks` CTAs each (the *cluster* axis). A value has one placement
+per axis, in DTensor's vocabulary (PyTorch's `torch.distributed.tensor`):
+
+    R        every holder along the axis has all of it
+    S(d)     each holder has a slice along dimension d
+    P(op)    each holder has a term; the value is `op` over the holders (sum, max, or lse: the online-softmax monoid)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ReduceOp(StrEnum):
+    """The monoids a Partial may be over. LSE combines (m, l, o) triples of an online softmax."""
+
+    SUM = "sum"
+    MAX = "max"
+    LSE = "lse"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Replicate:
+    def __str__(self) -> str:
+        return "R"
+
+
+@dataclass(frozen=True)
+class Shard:
+    dim: int
+
+    def __str__(self) -> str:
+        return f"S({self.dim})"
+
+
+@dataclass(frozen=True)
+class Partial:
+    op: ReduceOp = ReduceOp.SUM
+
+    def __str__(self) -> str:
+        return f"P({self.op})"
+
+
+AxisPlacement = Replicate | Shard | Partial
+R = Replicate()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A value's placement on the grid of clusters and on the ranks of a cluster."""
+
+    grid: AxisPlacement = R
+    cluster: AxisPlacement = R
+
+    def __str__(self) -> str:
+        return f"[{self.grid}, {self.cluster}]"
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """`clusters` clusters of `ranks` CTAs."""
+
+    clusters: int
+    ranks: int
+
+    @property
+    def ctas(self) -> int:
+        return self.clusters * self.ranks
+
+    def __str__(self) -> str:
+        return f"{self.clusters} clusters x {self.ranks} ranks"
+
+
+def shard_bounds(size: int, parts: int, index: int) -> tuple[int, int]:
+    """The half-open range of a dimension of `size` that holder `index` of `parts` has.
+
+    `parts` divides `size`: equal slices. `size` divides `parts` (more clusters than slices): `parts // size` neighbours hold the
+    same single slice. Anything else is balanced: slice lengths differ by at most one.
+    """
+    if parts > size and parts % size == 0:
+        owner = index // (parts // size)
+        return owner, owner + 1
+    return size * index // parts, size * (index + 1) // parts

@@ -1,0 +1,27 @@
+"""The user's own line: the innermost frame outside of the cfdsl package."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+from types import FrameType
+
+from cfdsl.dsl.graph import Src
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def user_line() -> Src:
+    """File, line and code of the innermost caller outside of cfdsl."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        frame = frame.f_back
+    if frame is None:
+        return Src("<unknown>", 0)
+    return source_at(frame.f_code.co_filename, frame.f_lineno)
+
+
+def source_at(file: str, line: int) -> Src:
+    """The Src of a line, with its code as far as the file can be read."""
+    return Src(file, line, linecache.getline(file, line).strip())

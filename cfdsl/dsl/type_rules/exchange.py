@@ -1,0 +1,31 @@
+"""Type rules of collectives: they move values and leave types as they are."""
+
+from __future__ import annotations
+
+from cfdsl.dsl.graph import Type
+from cfdsl.dsl.type_rules.call import Call, Rule, dim_of
+from cfdsl.errors import ArgumentError
+
+
+def _move(call: Call) -> tuple[Type, ...]:
+    if not call.args:
+        raise ArgumentError(argument="xs", expected="one or several values", got="none", src=call.src)
+    call.floats(*(f"xs[{i}]" for i in range(len(call.args))))
+    return tuple(arg.type for arg in call.args)
+
+
+def _scatter(call: Call) -> tuple[Type, ...]:
+    types = _move(call)
+    for arg in call.args:
+        dim_of(call, call.attrs["dim"], arg.type.shape)
+    return types
+
+
+RULES: dict[str, Rule] = {
+    "cluster_reduce": _move,
+    "cluster_gather": _move,
+    "grid_reduce": _move,
+    "grid_gather": _move,
+    "cluster_reduce_scatter": _scatter,
+    "grid_reduce_scatter": _scatter,
+}

@@ -1,0 +1,10 @@
+"""Compiling, caching and calling kernels: the only floor that imports torch, and the only one that runs CuTe DSL's compiler."""
+
+from __future__ import annotations
+
+from cfdsl.runtime.arguments import check_arguments
+from cfdsl.runtime.build import compile, from_lowered
+from cfdsl.runtime.cache import DamagedCacheEntry, KernelCache
+from cfdsl.runtime.kernel import Kernel
+
+__all__ = ["DamagedCacheEntry", "Kernel", "KernelCache", "check_arguments", "compile", "from_lowered"]

@@ -1,0 +1,114 @@
+"""The arguments of a kernel call, explained: run when a call was refused, never before one.
+
+The compiled function checks count, dtype, rank, sizes, static strides, device and alignment itself, in a fraction of a microsecond, but
+names one argument by number. Here all of them are looked at, and every one that is wrong is named with what was expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from cfdsl.compiler.plan import Arg
+from cfdsl.errors import ArgumentError, CfdslError, raise_all
+
+DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "i32": torch.int32, "i64": torch.int64}
+
+
+def in_order(specs: Sequence[Arg], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Positional and named arguments as one tuple in calling order. Raises for missing, unexpected and doubly given names."""
+    names = [spec.name for spec in specs]
+    errors: list[CfdslError] = []
+    if len(args) > len(names):
+        count = f"{len(names)} arguments ({', '.join(names)})"
+        errors.append(ArgumentError(argument="*args", expected=count, got=f"{len(args)} of them"))
+    for name in kwargs:
+        if name not in names:
+            errors.append(ArgumentError(argument=name, expected=f"one of {', '.join(names)}", got="an unknown name"))
+        elif name in names[: len(args)]:
+            errors.append(ArgumentError(argument=name, expected="given once", got="a value by position and one by name"))
+    for spec in specs[len(args) :]:
+        if spec.name not in kwargs:
+            errors.append(ArgumentError(argument=spec.name, expected=describe(spec), got="nothing"))
+    raise_all(errors)
+    return (*args, *(kwargs[name] for name in names[len(args) :]))
+
+
+def describe(spec: Arg) -> str:
+    """An argument in words: dtype and shape, as an error says what was expected."""
+    shape = ", ".join(map(str, spec.shape)) + ("," if len(spec.shape) == 1 else "")
+    return f"a {_short(DTYPES[spec.dtype])} tensor of shape ({shape})"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def unchecked_strides(specs: Sequence[Arg]) -> tuple[int, ...]:
+    """Which arguments can have strides that the compiled function does not check.
+
+    A stride that is a multiple of a named size is known only at run time, and is taken as it comes: the strides to the left of a named
+    size, where there is anything to step over. Such an argument has to be asked whether it is contiguous.
+    """
+    found = []
+    for index, spec in enumerate(specs):
+        named = [at for at, dim in enumerate(spec.shape) if isinstance(dim, str)]
+        if named and any(dim != 1 for dim in spec.shape[: max(named)]):
+            found.append(index)
+    return tuple(found)
+
+
+def check_arguments(specs: Sequence[Arg], args: Sequence[Any], device_type: str = "cuda") -> None:
+    """Raise one error that lists every argument which the kernel cannot take; return if there is none.
+
+    `args` are in calling order, without workspaces. `device_type` "meta" leaves devices, strides and storage out: shapes only.
+    """
+    errors: list[CfdslError] = []
+    if len(args) != len(specs):
+        in_order(specs, args, {})
+    sizes: dict[str, tuple[int, str]] = {}
+    devices: dict[str, torch.device] = {}
+    for spec, value in zip(specs, args):
+        for expected, got in _faults(spec, value, sizes, devices, device_type):
+            errors.append(ArgumentError(argument=spec.name, expected=expected, got=got))
+    raise_all(errors)
+
+
+def _faults(
+    spec: Arg, value: Any, sizes: dict[str, tuple[int, str]], devices: dict[str, torch.device], device_type: str
+) -> Iterator[tuple[str, str]]:
+    if not isinstance(value, torch.Tensor):
+        yield describe(spec), "None" if value is None else f"a {type(value).__name__}"
+        return
+    if value.dtype != DTYPES[spec.dtype]:
+        yield describe(spec), f"dtype {_short(value.dtype)}"
+    wrong = _wrong_shape(spec, value, sizes)
+    if wrong:
+        yield wrong
+    if device_type == "meta":
+        return
+    if value.device.type != device_type:
+        yield f"a tensor on a {device_type} device", f"one on {value.device}"
+        return
+    first_name, first = next(iter(devices.items()), (spec.name, value.device))
+    if value.device != first:
+        yield f"a tensor on {first}, like {first_name!r}", f"one on {value.device}"
+    devices.setdefault(spec.name, value.device)
+    if not value.is_contiguous():
+        yield "a contiguous tensor (row-major, without gaps)", f"strides {value.stride()}"
+    elif value.numel() and (past := value.data_ptr() % spec.align):
+        yield f"a tensor aligned to {spec.align} bytes", f"storage {past} bytes past such an address"
+
+
+def _wrong_shape(spec: Arg, value: torch.Tensor, sizes: dict[str, tuple[int, str]]) -> tuple[str, str] | None:
+    shape = tuple(value.shape)
+    if len(shape) != len(spec.shape) or any(isinstance(want, int) and want != got for want, got in zip(spec.shape, shape)):
+        return describe(spec), f"shape {shape}"
+    for want, got in zip(spec.shape, shape):
+        if isinstance(want, str):
+            size, name = sizes.setdefault(want, (got, spec.name))
+            if size != got:
+                return f"{describe(spec)} with {want} = {size}, as in {name!r}", f"shape {shape}"
+    return None

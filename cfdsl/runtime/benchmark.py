@@ -1,0 +1,202 @@
+"""A kernel on the GPU at hand: is it right, is it repeatable, how long does it take, and how long do its peers take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cfdsl.dsl.fusion import Fusion
+from cfdsl.dsl.interpret import count_traffic
+from cfdsl.models import ModelConfig
+from cfdsl.runtime import measure
+from cfdsl.runtime.kernel import Kernel
+from cfdsl.runtime.peers import PEERS, Peer, peer_arguments
+
+Log = Callable[[str], None]
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class Bench:
+    """One kernel and the sets of tensors that its measurements rotate over, with room for the longest cache."""
+
+    fusion: Fusion
+    model: ModelConfig
+    kernel: Kernel
+    options: Mapping[str, Any]
+    longest: int
+    shortest: int = 0
+    sets: list[Tensors] = field(default_factory=list)
+    cold: bool = True
+
+    def __post_init__(self) -> None:
+        count, self.cold = measure.cold_sets(self.bytes(self.shortest), measure.l2_bytes())
+        capacity = -(-(self.longest + 1) // 128) * 128
+        self.capacity = capacity
+        for seed in range(count):
+            how = {"length": self.longest, "capacity": capacity, "seed": seed, "device": "cuda"}
+            made = self.fusion.example_inputs(self.model, self.batch, self.kernel.plan.dtype, **how, **self.options)
+            self.sets.append(made)
+
+    @property
+    def batch(self) -> int:
+        return next(int(arg.shape[0]) for arg in self.kernel.args if arg.role == "output")
+
+    @property
+    def outputs(self) -> list[str]:
+        return [arg.name for arg in self.kernel.args if arg.role == "output"]
+
+    def bytes(self, kv_len: int) -> int:
+        """Bytes of device memory that a launch with `kv_len` cached tokens cannot avoid: each weight, KV row and in- or output once."""
+        sizes = {"tokens": self.longest + 1, "positions": self.longest + 1, "length": kv_len}
+        return count_traffic(self.kernel.lowered.placed, sizes).hbm_bytes
+
+    def at(self, kv_len: int) -> None:
+        """Make every set a cache of `kv_len` tokens."""
+        for tensors in self.sets:
+            for name in ("pos", "length"):
+                if name in tensors:
+                    tensors[name].fill_(kv_len)
+
+    def calls(self) -> list[measure.Call]:
+        """A launch per set."""
+        return [self._call(tensors) for tensors in self.sets]
+
+    def _call(self, tensors: Tensors) -> measure.Call:
+        args = [tensors[arg.name] for arg in self.kernel.args]
+        return lambda: self.kernel(*args)
+
+    def want(self) -> Tensors:
+        """The float64 reference of the first set."""
+        found: Tensors = self.fusion.reference(self.model, self.sets[0], "f64", **self.options)
+        return found
+
+    def errors(self, want: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Launch once on the first set; the relative error of every output and cache."""
+        for name in self.outputs:
+            self.sets[0][name].fill_(float("nan"))
+        self._call(self.sets[0])()
+        torch.cuda.synchronize()
+        return {name: measure.relative_error(self.sets[0][name], value) for name, value in want.items()}
+
+
+def check_and_time(fusion: Fusion, model: ModelConfig, kernel: Kernel, kv_len: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Error against float64, and time with a cold L2, for one KV length; takes a second or two."""
+    bench = Bench(fusion, model, kernel, options, kv_len, kv_len)
+    bench.at(kv_len)
+    errors = bench.errors(bench.want())
+    timing = measure.time_graph(bench.calls())
+    place = measure.environment()
+    l2 = "cold" if bench.cold else "not cold (too few bytes to evict it)"
+    return {
+        **place,
+        "us": timing.us,
+        "fastest_us": timing.fastest_us,
+        "slowest_us": timing.slowest_us,
+        "gbps": bench.bytes(kv_len) / timing.us / 1e3,
+        "relative_error": max(errors[name] for name in bench.outputs),
+        "errors": errors,
+        "flags": list(kernel.status()),
+        "kv_len": kv_len,
+        "note": f"{timing.calls} launches in a CUDA graph, {len(bench.sets)} sets of tensors, L2 {l2}; "
+        f"median of {timing.replays} replays; {place['date']}",
+    }
+
+
+def benchmark(
+    fusion: Fusion, model: ModelConfig, kernel: Kernel, kv_lens: Sequence[int], options: Mapping[str, Any], *,
+    peers: bool = True, runs: int = 1000, budget_s: float = 60.0, log: Log = lambda text: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that `bench` prints, as one record: where, the read ceiling, and a row per KV length with the peers' times.
+
+    runs: launches compared bit by bit with the first. budget_s: no further peer is begun after so many seconds of peers (compiling
+    them takes most of it); what was left out is named in the record.
+    """
+    ceiling = measure.read_ceiling()
+    log(f"read ceiling {ceiling.gbps:,.0f} GB/s ({ceiling.how})")
+    bench = Bench(fusion, model, kernel, options, max(kv_lens), min(kv_lens))
+    rows, wants = [], {}
+    for kv_len in kv_lens:
+        row, wants[kv_len] = measure_kernel(bench, kv_len, ceiling, runs)
+        rows.append(row)
+        log(f"{kv_len:,} tokens: {row['us']:.1f} us, error {row['relative_error']:.1e}")
+    host = measure.host_us(bench.calls()[0])
+    left_out = measure_peers(bench, rows, wants, budget_s, log) if peers else ["all, as asked"]
+    return {
+        "environment": measure.environment(),
+        "ceiling": {"gbps": ceiling.gbps, "how": ceiling.how, "tried": dict(ceiling.tried)},
+        "host_us": host,
+        "sets": len(bench.sets),
+        "cold": bench.cold,
+        "capacity": bench.capacity,
+        "rows": rows,
+        "peers_left_out": left_out,
+    }
+
+
+def measure_kernel(bench: Bench, kv_len: int, ceiling: measure.Ceiling, runs: int) -> tuple[dict[str, Any], Tensors]:
+    """One row, and the float64 reference that it was held against."""
+    bench.at(kv_len)
+    want = bench.want()
+    errors = bench.errors(want)
+    timing = measure.time_graph(bench.calls())
+    first = bench.sets[0]
+    different = measure.count_different(bench.calls()[0], [first[name] for name in bench.outputs], runs)
+    moved = bench.bytes(kv_len)
+    gbps = moved / timing.us / 1e3
+    row = {
+        "kv_len": kv_len,
+        "us": timing.us,
+        "fastest_us": timing.fastest_us,
+        "slowest_us": timing.slowest_us,
+        "bytes": moved,
+        "gbps": gbps,
+        "of_ceiling": gbps / ceiling.gbps,
+        "memory_us": moved / ceiling.gbps / 1e3,
+        "relative_error": max(errors[name] for name in bench.outputs),
+        "errors": errors,
+        "runs": runs,
+        "different_runs": different,
+        "flags": list(bench.kernel.status(clear=True)),
+        "peers": [],
+    }
+    return row, {name: want[name] for name in bench.outputs}
+
+
+def measure_peers(bench: Bench, rows: list[dict[str, Any]], wants: Mapping[int, Tensors], budget_s: float, log: Log) -> list[str]:
+    """Time every peer at every KV length and add it to the rows; returns what was left out, and why."""
+    left_out, start = [], time.monotonic()
+    for peer in PEERS.get(bench.fusion.name, ()):
+        for row in rows:
+            what = f"{peer.name} ({peer.variant}) at {row['kv_len']:,}"
+            if time.monotonic() - start > budget_s:
+                left_out.append(f"{what}: more than {budget_s:.0f} s were spent on peers")
+                continue
+            try:
+                found = measure_peer(bench, peer, row["kv_len"], wants[row["kv_len"]])
+            except Exception as error:  # a peer that this machine cannot run must not cost the measurement of the kernel
+                left_out.append(f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+                continue
+            row["peers"].append({**found, "speedup": found["us"] / row["us"]})
+            log(f"{what} tokens: {found['us']:.1f} us")
+    if bench.fusion.name not in PEERS:
+        left_out.append(f"there are no peers for {bench.fusion.name}")
+    return left_out
+
+
+def measure_peer(bench: Bench, peer: Peer, kv_len: int, want: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """One peer's time over the same rotation, and its error against float64."""
+    bench.at(kv_len)
+    layout = str({**bench.fusion.options, **bench.options}.get("layout", "bhtd"))
+    arguments = [peer_arguments(bench.fusion.name, tensors, bench.model, kv_len, layout) for tensors in bench.sets]
+    block = peer.ready()
+    with torch.no_grad():
+        started = time.monotonic()
+        error = measure.relative_error(block(*arguments[0]), next(iter(want.values())))
+        compile_s = time.monotonic() - started
+        timing = measure.time_graph([lambda given=given: block(*given) for given in arguments])
+    return {"name": peer.name, "variant": peer.variant, "us": timing.us, "relative_error": error, "first_call_s": compile_s}

@@ -1,0 +1,106 @@
+"""compile(): from a fusion to a kernel, through the disk cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from cfdsl.compiler.config import Config
+from cfdsl.compiler.parts import Part, part_named
+from cfdsl.compiler.plan import KernelPlan
+from cfdsl.dsl.fusion import Fusion
+from cfdsl.errors import ColdCompileInCapture, UnknownOption
+from cfdsl.models import ModelConfig, resolve
+from cfdsl.runtime import artifacts, device, toolchain
+from cfdsl.runtime.cache import Entry, KernelCache
+from cfdsl.runtime.kernel import Kernel
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Config))
+
+_kernels: dict[str, Kernel] = {}
+_lock = threading.Lock()
+
+
+class Lowered(Protocol):
+    """What a kernel is made from (`cfdsl.compiler.stages.Lowered` is one): the plan, its generated source, and every stage's text."""
+
+    @property
+    def plan(self) -> KernelPlan: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def part(self) -> Part: ...
+    @property
+    def stages(self) -> Mapping[str, str]: ...
+
+
+def compile(
+    fusion: Fusion,
+    model: ModelConfig | str,
+    batch: int = 1,
+    dtype: str = "bf16",
+    *,
+    part: Part | str | None = None,
+    sizes: Mapping[str, int] | None = None,
+    **settings: Any,
+) -> Kernel:
+    """Compile a fusion for a model (a ModelConfig, or the name of a preset), or take the kernel from the cache.
+
+    `part`: what to compile for, by name or as a Part; default: the GPU at hand (NoTarget if there is none). `settings`: options of the
+    fusion (its dataflows) and fields of Config that the cost model shall not choose. `sizes`: what the cost model shall assume for
+    named sizes, such as {"tokens": 16384}. Equal requests give the same Kernel object.
+    """
+    target = device.part_at_hand() if part is None else part_named(part) if isinstance(part, str) else part
+    options = {name: value for name, value in settings.items() if name in fusion.options}
+    overrides = {name: value for name, value in settings.items() if name not in options}
+    for name in overrides.keys() - set(_FIELDS):
+        known = ", ".join((*fusion.options, *_FIELDS))
+        raise UnknownOption(fusion=fusion.name, option=name, value=repr(overrides[name]), known=known)
+    toolchain.default_arch(target.arch)  # before what follows: lowering imports the primitives, and with them CuTe DSL
+    from cfdsl.compiler.stages import lower
+
+    lowered = lower(fusion, resolve(model), batch, dtype, target, overrides, options, sizes)
+    kernel = from_lowered(lowered)
+    if part is None:
+        kernel.prepare()
+    return kernel
+
+
+def from_lowered(lowered: Lowered) -> Kernel:
+    """The kernel of a lowered fusion: the one made before in this process, else from the disk cache, else compiled now."""
+    key = toolchain.cache_key(lowered.source, lowered.plan.args, lowered.part.arch)
+    with _lock:
+        if key not in _kernels:
+            _kernels[key] = _make(lowered, key)
+        return _kernels[key]
+
+
+def _make(lowered: Lowered, key: str) -> Kernel:
+    if device.capturing():
+        raise ColdCompileInCapture(kernel=lowered.plan.name)
+    cache = KernelCache()
+    source = cache.source(lowered.plan.name, lowered.source)
+    cold = False
+    entry = cache.find(key, warn=False)
+    if entry is None:
+        with cache.lock(key):
+            entry = cache.find(key)  # another process may have made it while this one waited
+            if entry is None:
+                cold = True
+                entry = _compile(cache, lowered, key)
+    return Kernel(lowered, entry, source, key, cold=cold)
+
+
+def _compile(cache: KernelCache, lowered: Lowered, key: str) -> Entry:
+    plan = lowered.plan
+    symbol = f"cfdsl_{key[:16]}"
+    built = toolchain.build(cache.source(plan.name, lowered.source), plan, lowered.part.arch, symbol)
+    binary = artifacts.read_cubin(built.cubin)
+    meta = {
+        "name": plan.name, "model": plan.model, "arch": lowered.part.arch, "symbol": symbol, "kernel": binary.kernel,
+        "registers": binary.registers, "stack": binary.stack, "spills": artifacts.spill_bytes(built.log),
+        "compile_seconds": round(built.seconds, 3), "log": built.log,
+    }  # fmt: skip
+    return cache.add(key, {"object": built.object, "ptx": built.ptx, "cubin": built.cubin}, meta)

@@ -1,0 +1,130 @@
+"""The disk cache of compiled kernels.
+
+    <root>/source/cfdsl_<name>_<hash>.py     generated source; the hash is of the text, so a file is written once and never changes
+    <root>/kernel/<key>/                      kernel.o, kernel.ptx, kernel.cubin, and meta.json with a checksum of each
+    <root>/lock/<key>.lock                    held while a kernel is compiled, so that two processes do not both do it
+
+The root is CFDSL_CACHE_DIR, else the user's cache folder. Everything appears by renaming something complete: a reader needs no lock. An
+entry that cannot be read, or whose checksums are wrong, is a miss with a warning, and is replaced. Objects are code that will run
+here: keep the folder as safe as the programs you run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock
+
+FILES = {"object": "kernel.o", "ptx": "kernel.ptx", "cubin": "kernel.cubin"}
+
+
+class DamagedCacheEntry(UserWarning):
+    """A cache entry was unreadable; it is compiled again."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A compiled kernel on disk: its folder, and what meta.json says."""
+
+    folder: Path
+    meta: Mapping[str, Any]
+
+    def path(self, kind: str) -> Path:
+        """The file of kind "object", "ptx" or "cubin"."""
+        return self.folder / FILES[kind]
+
+
+def root() -> Path:
+    """The cache's folder: CFDSL_CACHE_DIR if set, else the user's cache folder. Asked each time, so that the variable may change."""
+    return Path(os.environ.get("CFDSL_CACHE_DIR") or platformdirs.user_cache_dir("cfdsl"))
+
+
+def digest(content: bytes | str) -> str:
+    """sha256 in hexadecimal."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+class KernelCache:
+    """The cache under `folder` (default: `root()`)."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or root()
+
+    def source(self, name: str, text: str) -> Path:
+        """The file that holds this generated text, written now if it is not there (or is not what its name says)."""
+        path = self.folder / "source" / f"cfdsl_{name}_{digest(text)[:16]}.py"
+        content = text.encode()
+        try:
+            if path.read_bytes() == content:
+                return path
+        except OSError:
+            pass
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, content)
+        return path
+
+    def find(self, key: str, warn: bool = True) -> Entry | None:
+        """The entry of `key`; None if there is none, or if it is damaged (with a DamagedCacheEntry warning unless not `warn`)."""
+        folder = self.folder / "kernel" / key
+        if not folder.exists():
+            return None
+        try:
+            meta = json.loads((folder / "meta.json").read_bytes())
+            for kind, checksum in meta["sha256"].items():
+                if digest((folder / FILES[kind]).read_bytes()) != checksum:
+                    raise ValueError(f"{FILES[kind]} does not have the checksum in meta.json")
+            if meta["sha256"].keys() != FILES.keys() or meta["key"] != key:
+                raise ValueError("meta.json is of another entry")
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            if warn:
+                warnings.warn(f"the cache entry {folder} is damaged ({error}); compiling it again", DamagedCacheEntry, stacklevel=2)
+            return None
+        return Entry(folder, meta)
+
+    def add(self, key: str, contents: Mapping[str, bytes], meta: Mapping[str, Any]) -> Entry:
+        """Put a compiled kernel in place of whatever is there. `contents`: the bytes of each kind in FILES. Call it under `lock(key)`."""
+        kernels = self.folder / "kernel"
+        kernels.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".new-", dir=kernels))
+        try:
+            for kind, content in contents.items():
+                (made / FILES[kind]).write_bytes(content)
+            facts = {**meta, "key": key, "sha256": {kind: digest(content) for kind, content in contents.items()}}
+            (made / "meta.json").write_text(json.dumps(facts, indent=1))
+            made.chmod(0o755)
+            final = kernels / key
+            if final.exists():  # a folder cannot be renamed onto another one: move the damaged one aside first
+                aside = Path(tempfile.mkdtemp(prefix=".old-", dir=kernels))
+                final.rename(aside / "entry")
+                shutil.rmtree(aside, ignore_errors=True)
+            made.rename(final)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        return Entry(final, facts)
+
+    def lock(self, key: str) -> FileLock:
+        """The lock to hold while compiling `key`."""
+        (self.folder / "lock").mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / "lock" / f"{key}.lock")
+
+
+def _write(path: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,219 @@
+"""A compiled kernel: call it with torch tensors, or look at any stage of how it came about."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.compiler import is_dynamo_compiling
+
+from cfdsl.compiler.config import Config
+from cfdsl.compiler.parts import Part
+from cfdsl.compiler.plan import Arg, KernelPlan
+from cfdsl.errors import ColdCompileInCapture, NotResident
+from cfdsl.runtime import artifacts, device, preload, toolchain, torch_op
+from cfdsl.runtime.arguments import DTYPES, check_arguments, in_order, unchecked_strides
+from cfdsl.runtime.cache import Entry
+
+# What the bits of the status word mean (the second word of the workspace `ws_sync`, set by the kernel and never cleared by it).
+STATUS_ARG, STATUS_WORD = "ws_sync", 1
+STATUS = {
+    0: "a KV length was negative or the cache was full: the length was clamped, and a token without room was not appended",
+    1: "a position was outside of the rotary tables: it was clamped",
+    2: "a grid barrier timed out: not all clusters were resident, and the outputs of that launch are wrong",
+}
+
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))  # anything else (a FakeTensor, a subclass) goes through the dispatcher
+_modes = torch._C._len_torch_dispatch_stack
+
+
+class _NotContiguous(Exception):
+    pass
+
+
+class Stages(Mapping[str, str]):
+    """The texts of all stages by name; "ptx" and "sass" are read when asked for."""
+
+    def __init__(self, texts: Mapping[str, str], later: Mapping[str, Callable[[], str]]) -> None:
+        self._texts, self._later = texts, later
+
+    def __getitem__(self, name: str) -> str:
+        return self._later[name]() if name in self._later else self._texts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*(name for name in self._texts if name not in self._later), *self._later))
+
+    def __len__(self) -> int:
+        return len({*self._texts, *self._later})
+
+
+class Kernel:
+    """One fusion, compiled for one model, batch, dtype and part.
+
+    Call it with CUDA tensors in the order of `args` (or by name): inputs, weights, caches, outputs. It writes the caches and outputs in
+    place and returns None. A call is one launch on torch's current stream: no allocation, no synchronisation, no look at any data, and
+    so safe in a CUDA graph. It has a small workspace per device, so one kernel must not run on two streams at the same time.
+
+    A length or position that is out of range lives in device memory, where the host does not look: the kernel clamps it and sets a flag
+    that `status()` puts in words.
+    """
+
+    def __init__(self, lowered: Any, entry: Entry, source: Path, key: str, *, cold: bool) -> None:
+        self.plan: KernelPlan = lowered.plan
+        self.part: Part = lowered.part
+        self.lowered = lowered
+        self.source: str = lowered.source
+        self.name = f"{self.plan.name}_{key[:8]}"
+        self.key = key
+        self.cold = cold
+        self.args: tuple[Arg, ...] = tuple(arg for arg in self.plan.args if arg.role != "workspace")
+        self.workspace_args: tuple[Arg, ...] = tuple(arg for arg in self.plan.args if arg.role == "workspace")
+        self._entry, self._source_path = entry, source
+        self._loose = unchecked_strides(self.args)
+        self._function: Any = None
+        self._workspace: tuple[torch.Tensor, ...] = ()
+        self._device: int | None = None
+        self._workspaces: dict[int, tuple[torch.Tensor, ...]] = {}
+        self.op = torch_op.register(self.name, self.args, self._launch)
+
+    # ---- calling ------------------------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> None:
+        """Launch on the current stream. Raises one error that names every bad argument; see the class for what a call does."""
+        if kwargs or not args:
+            args = in_order(self.args, args, kwargs)
+        if is_dynamo_compiling() or type(args[0]) not in _PLAIN or _modes():
+            self.op(*args)
+        else:
+            self._launch(*args)
+
+    def _launch(self, *args: torch.Tensor) -> None:
+        """The launch itself: what the op runs, and what a plain call runs without the dispatcher in between."""
+        try:
+            for index in self._loose:
+                if not args[index].is_contiguous():
+                    raise _NotContiguous
+            return self._function(*args, *self._workspace)
+        except Exception as caught:
+            error = caught
+        self._refused(args, error)
+
+    def _refused(self, args: tuple[torch.Tensor, ...], error: Exception) -> None:
+        """A launch did not happen: say which arguments are wrong, or get ready on their device and launch, or pass the error on."""
+        if any(isinstance(arg, torch.Tensor) and arg.device.type == "meta" for arg in args):
+            return self.op(*args)
+        check_arguments(self.args, args)
+        index = args[0].device.index
+        if self._function is not None and index == self._device:
+            raise error
+        self.prepare(index)
+        self._function(*args, *self._workspace)
+
+    def prepare(self, index: int | None = None) -> None:
+        """Get ready on CUDA device `index` (default: the current one), as the first call does: load, check residency, allocate.
+
+        ColdCompileInCapture while a CUDA graph is captured; NotResident if a grid barrier could wait for clusters that have no room.
+        """
+        index = torch.cuda.current_device() if index is None else index
+        if index not in self._workspaces:
+            if device.capturing():
+                raise ColdCompileInCapture(kernel=self.name)
+            self._check_residency(index)
+            self._load()
+            self._workspaces[index] = self._allocate(index)
+            preload.onto_device(self._function, self.args, self._workspaces[index], index)
+        self._device, self._workspace = index, self._workspaces[index]
+
+    def _load(self) -> None:
+        if self._function is None:
+            self._function = toolchain.load(self._entry.path("object"), self._entry.meta["symbol"])
+
+    def _allocate(self, index: int) -> tuple[torch.Tensor, ...]:
+        shapes = [tuple(int(dim) for dim in arg.shape) for arg in self.workspace_args]
+        made = [torch.zeros(shape, dtype=DTYPES[arg.dtype], device=f"cuda:{index}") for arg, shape in zip(self.workspace_args, shapes)]
+        torch.cuda.current_stream(index).synchronize()  # the first launch may be on another stream
+        return tuple(made)
+
+    def _check_residency(self, index: int) -> None:
+        if not self.plan.needs_residency:
+            return
+        config = self.plan.config
+        room = device.resident_clusters(
+            self._entry.path("cubin").read_bytes(), self.binary.kernel, cluster=config.cluster_size, clusters=config.clusters,
+            threads=self.plan.threads, smem=self.plan.smem_bytes, device=index,
+        )  # fmt: skip
+        if room < config.clusters:
+            name = torch.cuda.get_device_name(index)
+            raise NotResident(clusters=config.clusters, resident=room, size=config.cluster_size, part=name, ctas_per_sm=config.ctas_per_sm)
+
+    def status(self, clear: bool = False) -> tuple[str, ...]:
+        """What the kernel flagged on any device since the flags were last cleared, in words; empty if nothing. Synchronises."""
+        flags = 0
+        place = next((at for at, arg in enumerate(self.workspace_args) if arg.name == STATUS_ARG), None)
+        if place is None:
+            return ()
+        for workspace in self._workspaces.values():
+            word = workspace[place][STATUS_WORD]
+            flags |= int(word.item())
+            if clear:
+                word.zero_()
+        return tuple(text for bit, text in STATUS.items() if flags >> bit & 1)
+
+    # ---- looking ------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Config:
+        """The schedule that the kernel was made with."""
+        return self.plan.config
+
+    @functools.cached_property
+    def stages(self) -> Stages:
+        """Every stage's text: traced, placed, plan, source, ptx, sass."""
+        return Stages({**self.lowered.stages, "source": self.source}, {"ptx": lambda: self.ptx, "sass": lambda: self.sass})
+
+    @functools.cached_property
+    def ptx(self) -> str:
+        """The kernel's PTX."""
+        return self._entry.path("ptx").read_text()
+
+    @functools.cached_property
+    def sass(self) -> str:
+        """The kernel's machine code, disassembled (by nvdisasm; DisassemblerMissing without it)."""
+        return artifacts.disassemble(self._entry.path("cubin"))
+
+    @functools.cached_property
+    def binary(self) -> artifacts.Binary:
+        """The facts in the cubin."""
+        return artifacts.read_cubin(self._entry.path("cubin").read_bytes())
+
+    @property
+    def registers(self) -> int:
+        """Registers per thread."""
+        return int(self._entry.meta["registers"])
+
+    @property
+    def spills(self) -> int | None:
+        """Bytes per thread that the assembler spills and reloads; None if it did not say."""
+        spilled: int | None = self._entry.meta["spills"]
+        return spilled
+
+    @property
+    def stack(self) -> int:
+        """Bytes of stack per thread: local arrays and spills."""
+        return int(self._entry.meta["stack"])
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long this kernel's compilation took, now or when it was put into the cache (see `cold`)."""
+        return float(self._entry.meta["compile_seconds"])
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Where the generated source, the object, the PTX and the cubin lie."""
+        return {"source": self._source_path, **{kind: self._entry.path(kind) for kind in ("object", "ptx", "cubin")}}
+
+    def __repr__(self) -> str:
+        return f"<Kernel {self.name}: {self.plan.model}, {self.plan.dtype}, {self.plan.mesh}, {self.part.name}>"

@@ -1,0 +1,193 @@
+"""The attention block of a decoder layer, decoding one token per sequence: from the residual stream to the residual stream.
+
+    h = x + residual;  q, k, v = rope(linear(rms_norm(h)));  append k, v to the cache;  y = h + attention(q, cache) @ wo.T
+
+One cluster works on one KV head, or on several, or several clusters share one. The options are dataflows of the same sum:
+
+    qkv   "rows": each rank computes whole rows of q, k, v, and a gather gives everyone all. "split_k": each rank takes a slice of the
+          contraction, and a reduce adds the terms.
+    out   "gather": attention's result is gathered over the grid, then each CTA computes whole rows of y: deterministic.
+          "atomic": each head's cluster adds its own term of all of y to device memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import cfdsl as cf
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@cf.fusion
+def attention_block(
+    m: cf.ModelConfig,
+    batch: int,
+    *,
+    qkv: Literal["rows", "split_k"] = "rows",
+    out: Literal["gather", "atomic"] = "gather",
+    layout: Literal["bhtd", "bthd"] = "bhtd",
+) -> cf.Outputs:
+    """y = x + residual + attention. `length` counts the tokens in the cache before the call; `pos` is the new token's position."""
+    x = cf.input("x", (batch, m.hidden))
+    residual = cf.input("residual", (batch, m.hidden))
+    pos = cf.input("pos", (batch,), "i32")
+    length = cf.input("length", (batch,), "i32")
+    cos = cf.input("cos", ("positions", m.rotary_dim // 2), "f32")
+    sin = cf.input("sin", ("positions", m.rotary_dim // 2), "f32")
+    q_size, kv_size = m.heads * m.head_dim, m.kv_heads * m.head_dim
+    norm, wo = cf.weight("norm", (m.hidden,)), cf.weight("wo", (m.hidden, q_size))
+    wq, wk, wv = cf.weight("wq", (q_size, m.hidden)), cf.weight("wk", (kv_size, m.hidden)), cf.weight("wv", (kv_size, m.hidden))
+
+    h = x + residual
+    normed = cf.rms_norm(h, norm, m.norm_eps)
+    with cf.clusters(over=m.kv_heads) as head:
+        wq, wk, wv = wq.split_heads(m.heads)[head], wk.split_heads(m.kv_heads)[head], wv.split_heads(m.kv_heads)[head]
+        bq = bk = bv = None
+        if m.qkv_bias:
+            bq = cf.weight("bq", (q_size,)).split_heads(m.heads)[head]
+            bk = cf.weight("bk", (kv_size,)).split_heads(m.kv_heads)[head]
+            bv = cf.weight("bv", (kv_size,)).split_heads(m.kv_heads)[head]
+        if qkv == "rows":
+            q = cf.linear(normed, wq, bq, shard="out")
+            k = cf.linear(normed, wk, bk, shard="out")
+            v = cf.linear(normed, wv, bv, shard="out")
+            q, k, v = cf.cluster_gather(q, k, v)
+        else:
+            q = cf.linear(normed, wq, shard="in")
+            k = cf.linear(normed, wk, shard="in")
+            v = cf.linear(normed, wv, shard="in")
+            q, k, v = cf.cluster_reduce(q, k, v)
+            if bq is not None and bk is not None and bv is not None:  # added once, after the sum, and not by every rank
+                q, k, v = q + bq, k + bk, v + bv
+        q = cf.rope(q, cos, sin, pos, style=m.rope_style, rotary_dim=m.rotary_dim)
+        k = cf.rope(k, cos, sin, pos, style=m.rope_style, rotary_dim=m.rotary_dim)
+        cache = cf.kv_cache("cache", batch, m.kv_heads, "tokens", m.head_dim, layout=layout)[head].append(k, v, at=length)
+        o = cf.attend(q, cache, shard="tokens")
+        if out == "gather":
+            o = cf.cluster_reduce_scatter(o, dim=2)
+        else:
+            o = cf.cluster_reduce(o)
+            terms = cf.linear(cf.merge_heads(o), wo[:, head], shard="out")
+    if out == "gather":
+        y = cf.linear(cf.merge_heads(cf.grid_gather(o)), wo, shard="out")
+    else:
+        y = cf.grid_reduce_scatter(terms, dim=1)
+    return cf.outputs(y=y + h)
+
+
+@attention_block.reference
+def reference(
+    m: cf.ModelConfig, tensors: dict[str, Tensor], precision: str = "f64", *, qkv: str = "rows", out: str = "gather", layout: str = "bhtd"
+) -> dict[str, Tensor]:
+    """What the block must compute, as one would write it in PyTorch.
+
+    Returns y (batch, hidden), not rounded, and cache_k, cache_v as they are after the call (new tensors). precision: "f32" or "f64".
+    A length out of range is clamped to 0..capacity; the new token is attended to in any case, and stored if there is room.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    dtype = torch.float64 if precision == "f64" else torch.float32
+    t = {name: value.to(dtype) if value.is_floating_point() and not name.startswith("cache_") else value for name, value in tensors.items()}
+    h = t["x"] + t["residual"]
+    normed = F.rms_norm(h, (m.hidden,), t["norm"], m.norm_eps)
+    q, k, v = (F.linear(normed, t[f"w{n}"], t[f"b{n}"] if m.qkv_bias else None).view(len(h), -1, m.head_dim) for n in "qkv")
+    q, k = (_rotate(m, heads, t["cos"], t["sin"], t["pos"]) for heads in (q, k))
+    caches = {name: tensors[name].clone() for name in ("cache_k", "cache_v")}
+    rows = []
+    for b in range(len(h)):
+        keys = _with_token(caches["cache_k"][b], k[b], t["length"][b], layout).to(dtype)
+        values = _with_token(caches["cache_v"][b], v[b], t["length"][b], layout).to(dtype)
+        rows.append(F.scaled_dot_product_attention(q[b, :, None], keys, values, enable_gqa=True).flatten())
+    return {"y": F.linear(torch.stack(rows), t["wo"]) + h, **caches}
+
+
+def _rotate(m: cf.ModelConfig, x: Tensor, cos: Tensor, sin: Tensor, pos: Tensor) -> Tensor:
+    """Rotate the first rotary_dim dimensions of x (batch, heads, dim): pairs as complex numbers."""
+    import torch
+
+    turn, rest = x[..., : m.rotary_dim], x[..., m.rotary_dim :]
+    pairs = (2, -1) if m.rope_style == "half" else (-1, 2)
+    axis = -2 if m.rope_style == "half" else -1
+    re, im = turn.unflatten(-1, pairs).unbind(axis)
+    row = pos.long().clamp(0, len(cos) - 1)
+    turned = torch.complex(re, im) * torch.complex(cos, sin)[row][:, None]
+    return torch.cat((torch.stack((turned.real, turned.imag), axis).flatten(-2), rest), -1)
+
+
+def _with_token(cache: Tensor, new: Tensor, length: Tensor, layout: str) -> Tensor:
+    """Store new (heads, dim) in one sequence's cache if it has room. Returns (heads, tokens + 1, dim): what is attended to."""
+    import torch
+
+    by_head = cache if layout == "bhtd" else cache.transpose(0, 1)
+    at = min(max(int(length), 0), by_head.shape[1])
+    token = new.to(cache.dtype)
+    if at < by_head.shape[1]:
+        by_head[:, at] = token
+    return torch.cat((by_head[:, :at], token[:, None]), 1)
+
+
+@attention_block.example_inputs
+def example_inputs(
+    m: cf.ModelConfig,
+    batch: int = 1,
+    dtype: str = "bf16",
+    length: int | Sequence[int] = 128,
+    capacity: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    *,
+    qkv: str = "rows",
+    out: str = "gather",
+    layout: str = "bhtd",
+) -> dict[str, Tensor]:
+    """Random tensors for one call of the kernel, scaled so that scores and outputs are of the size they have in a model.
+
+    dtype     "bf16" or "f16"
+    length    tokens in the cache: one number for all sequences, or one each. pos is the same.
+    capacity  tokens that the cache can hold (default: one more than the longest length)
+
+    What must not be read is NaN: the cache past its length, and the output y.
+    """
+    import torch
+
+    kind = torch.bfloat16 if dtype in ("bf16", "bfloat16") else torch.float16
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator, device=device) * scale).to(kind)
+
+    lengths = [length] * batch if isinstance(length, int) else list(length)
+    room = max(1, *lengths, max(lengths) + 1) if capacity is None else capacity
+    t = {name: normal(batch, m.hidden) for name in ("x", "residual")}
+    t["pos"] = torch.tensor([max(0, n) for n in lengths], dtype=torch.int32, device=device)
+    t["length"] = torch.tensor(lengths, dtype=torch.int32, device=device)
+    t["cos"], t["sin"] = _rope_tables(m, max(room, *lengths) + 1, device)
+    for name, n in (("q", m.heads), ("k", m.kv_heads), ("v", m.kv_heads)):
+        sharp = 2.5 if name == "q" else 1.0  # scores of this deviation, as in a model: else attention averages itself away beside h
+        t[f"w{name}"] = normal(n * m.head_dim, m.hidden, scale=sharp / math.sqrt(m.hidden))
+        if m.qkv_bias:
+            t[f"b{name}"] = normal(n * m.head_dim, scale=0.1)
+    t["wo"] = normal(m.hidden, m.heads * m.head_dim, scale=1 / math.sqrt(m.heads * m.head_dim))
+    t["norm"] = (1 + 0.1 * torch.randn(m.hidden, generator=generator, device=device)).to(kind)
+    for name in ("cache_k", "cache_v"):
+        by_head = normal(batch, m.kv_heads, room, m.head_dim)
+        for row, n in zip(by_head, lengths, strict=True):
+            row[:, max(0, n) :] = math.nan
+        t[name] = by_head if layout == "bhtd" else by_head.transpose(1, 2).contiguous()
+    t["y"] = torch.full_like(t["x"], math.nan)
+    return t
+
+
+def _rope_tables(m: cf.ModelConfig, positions: int, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin, (positions, rotary_dim / 2) f32: computed in float64, because angles grow large."""
+    import torch
+
+    frequencies = torch.tensor(cf.rope_inv_freq(m), dtype=torch.float64, device=device)
+    angles = torch.arange(positions, dtype=torch.float64, device=device)[:, None] * frequencies
+    return angles.cos().float(), angles.sin().float()

@@ -1,0 +1,52 @@
+"""RMSNorm with every row spread over a cluster: one exchange of one number per row. The smallest fusion that needs a cluster."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cfdsl as cf
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@cf.fusion
+def rms_norm(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+    """y = x / sqrt(mean(x*x) + eps) * weight, row by row: x (batch, hidden) -> y (batch, hidden)."""
+    x = cf.input("x", (batch, m.hidden))
+    weight = cf.weight("weight", (m.hidden,))
+    with cf.clusters(over=batch) as row:
+        mine = cf.shard(x[row], dim=1)
+        mean_square = cf.cluster_reduce(cf.mean_square(mine))
+        y = cf.rms_norm(mine, weight, m.norm_eps, mean_square=mean_square)
+    return cf.outputs(y=y)
+
+
+@rms_norm.reference
+def reference(m: cf.ModelConfig, tensors: dict[str, Tensor], precision: str = "f64") -> dict[str, Tensor]:
+    """What the fusion must compute, as one would write it in PyTorch: {"y": (batch, hidden)}, not rounded. precision: "f32" or "f64"."""
+    import torch
+
+    dtype = torch.float64 if precision == "f64" else torch.float32
+    return {"y": torch.nn.functional.rms_norm(tensors["x"].to(dtype), (m.hidden,), tensors["weight"].to(dtype), m.norm_eps)}
+
+
+@rms_norm.example_inputs
+def example_inputs(
+    m: cf.ModelConfig,
+    batch: int = 1,
+    dtype: str = "bf16",
+    length: int = 0,
+    capacity: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> dict[str, Tensor]:
+    """Random tensors for one call: x, weight, and the output y full of NaN. length and capacity mean nothing here."""
+    import torch
+
+    kind = torch.bfloat16 if dtype in ("bf16", "bfloat16") else torch.float16
+    generator = torch.Generator(device).manual_seed(seed)
+    x = torch.randn(batch, m.hidden, generator=generator, device=device).to(kind)
+    weight = (1 + 0.1 * torch.randn(m.hidden, generator=generator, device=device)).to(kind)
+    return {"x": x, "weight": weight, "y": torch.full_like(x, float("nan"))}

@@ -1,0 +1,20 @@
+"""Device code for fused decode kernels on thread-block clusters, written in CuTe DSL.
+
+Everything here runs on the GPU or describes geometry to code that does. Nothing here knows a model, a fusion or the compiler; a
+hand-written kernel may import these modules directly. Leaves first:
+
+    cta          who am I: warp, lane; the consumer warps' named barrier; the shared-memory arena
+    warp         reductions inside one warp
+    exchange     transaction barriers between the CTAs of a cluster, and pushes to a peer
+    ring         the ring of shared-memory stages between the producer warp and the consumer warps
+    stream       the producer's side: weight rows and KV tiles, by bulk copy
+    frag         a vector spread over the consumer warps' registers, in the layout that `gemv` multiplies with
+    rmsnorm      mean square and RMS normalisation of such a vector
+    gemv         matrix-vector products over the ring
+    rope         rotary position embedding
+    pointwise    activation functions
+    kv           cache lengths, and appending a token
+    attention    one token's attention over the ring, split over warps and ranks
+    cluster_gather, cluster_reduce    the two collectives on a cluster
+    grid         the grid barrier, and collectives through global memory
+"""

@@ -1,0 +1,52 @@
+"""Exchanges between the CTAs of a cluster: push data into a peer's shared memory, and let the data's arrival signal.
+
+Every exchange has one mbarrier per CTA with an arrival count of 1. Thread 0 of each CTA *arms* it with all the bytes that its peers
+(and itself) will push, so a phase ends exactly when the last byte has landed; nobody sends a separate "ready". A barrier serves one
+exchange per launch, and each rank waits for each exchange that writes into it: so no rank leaves, and no buffer is read, too early.
+"""
+
+from __future__ import annotations
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32
+from cutlass.cute.arch import store_async_dsmem
+
+
+@cute.jit
+def init(mbar: cute.Pointer, nbytes: cutlass.Constexpr):
+    """One thread, before the cluster's first rendezvous: one arrival, and `nbytes` of pushes in the only phase."""
+    cute.arch.mbarrier_init(mbar, 1)
+
+
+@cute.jit
+def arm(mbar: cute.Pointer, nbytes: cutlass.Constexpr):
+    """One thread, after the init fence: announce the `nbytes` (at most 2^20 - 1) that this CTA will receive."""
+    cute.arch.mbarrier_arrive_and_expect_tx(mbar, nbytes)
+
+
+@cute.jit
+def wait(mbar: cute.Pointer):
+    """All threads that read what was pushed: until every byte of the exchange has landed here."""
+    cute.arch.mbarrier_wait(mbar, 0)
+
+
+def push4(dst: cute.Pointer, src: cute.Pointer, mbar: cute.Pointer, peer: Int32) -> None:
+    """One thread: 16 bytes, four f32, from own shared memory to the same-named address at `peer`; counts 16 on its `mbar`.
+
+    `st.async`: 240 cycles one way on an H100, where a remote arrive costs 875. Both pointers are local addresses, 16-byte aligned.
+    """
+    words = cute.make_rmem_tensor(4, Float32)
+    cute.autovec_copy(cute.make_tensor(src.align(16), cute.make_layout(4)), words)
+    bits = cute.recast_tensor(words, Int32)
+    store_async_dsmem(dst.align(16), (bits[0], bits[1], bits[2], bits[3]), mbar, peer)
+
+
+def push2(dst: cute.Pointer, a: Float32, b: Float32, mbar: cute.Pointer, peer: Int32) -> None:
+    """One thread: two f32 to `peer`, 8-byte aligned; counts 8 on its `mbar`."""
+    store_async_dsmem(dst.align(8), (a.bitcast(Int32), b.bitcast(Int32)), mbar, peer)
+
+
+def push1(dst: cute.Pointer, value: Float32, mbar: cute.Pointer, peer: Int32) -> None:
+    """One thread: one f32 to `peer`; counts 4 on its `mbar`."""
+    store_async_dsmem(dst, value.bitcast(Int32), mbar, peer)

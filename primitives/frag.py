@@ -1,0 +1,61 @@
+"""A vector of `cols` elements in the consumer warps' registers, laid out as `gemv` multiplies with it.
+
+The vector is cut into chunks of 8. The `warps_per_row` warps of a row group share it: chunk `c` belongs to lane `c % 32` of warp
+`(c // 32) % warps_per_row`; the row groups hold the same thing. A thread has `8 x chunks_per_lane` values in float32, zeros past the end.
+"""
+
+from __future__ import annotations
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32
+
+from primitives import cta
+
+
+@cute.jit
+def chunk(shape: cutlass.Constexpr, i: cutlass.Constexpr) -> Int32:
+    """The number of this thread's chunk `i`; at or past `shape.chunks` where the thread has none."""
+    warp_in_row = cta.warp() % shape.warps_per_row
+    return warp_in_row * 32 + cta.lane() + i * (32 * shape.warps_per_row)
+
+
+@cute.jit
+def load8(src: cute.Pointer, dst: cute.Tensor):
+    """16 bytes (or 32, for f32) from `src`, 16-byte aligned, into the 8 registers of `dst`."""
+    cute.autovec_copy(cute.make_tensor(src.align(16), cute.make_layout(8)), dst)
+
+
+@cute.jit
+def load(src: cute.Tensor, shape: cutlass.Constexpr, col0: Int32 = 0) -> cute.TensorSSA:
+    """The fragment of `src[col0 : col0 + cols]`, a vector in global or shared memory of any float type; float32 out."""
+    raw = cute.make_rmem_tensor((8, shape.chunks_per_lane), src.element_type)
+    if cutlass.const_expr(shape.ragged):
+        raw.fill(0)
+    for i in cutlass.range_constexpr(shape.chunks_per_lane):
+        c = chunk(shape, i)
+        if cutlass.const_expr(shape.ragged):
+            if c < shape.chunks:
+                load8(src.iterator + (col0 + c * 8), raw[(None, i)])
+        else:
+            load8(src.iterator + (col0 + c * 8), raw[(None, i)])
+    return raw.load().to(Float32)
+
+
+@cute.jit
+def hold(value: cute.TensorSSA) -> cute.Tensor:
+    """Keep a fragment in registers that can be indexed."""
+    kept = cute.make_rmem_tensor(value.shape, Float32)
+    kept.store(value)
+    return kept
+
+
+@cute.jit
+def store(dst: cute.Tensor, value: cute.TensorSSA, shape: cutlass.Constexpr, col0: Int32 = 0):
+    """Write a fragment to `dst[col0 : col0 + cols]`, rounded to its type; one row group writes."""
+    out = cute.make_rmem_tensor(value.shape, dst.element_type)
+    out.store(value.to(dst.element_type))
+    for i in cutlass.range_constexpr(shape.chunks_per_lane):
+        c = chunk(shape, i)
+        if (c < shape.chunks) & (cta.warp() < shape.warps_per_row):
+            cute.autovec_copy(out[(None, i)], cute.make_tensor((dst.iterator + (col0 + c * 8)).align(16), cute.make_layout(8)))

@@ -1,0 +1,74 @@
+"""The ring: a fixed number of shared-memory stages between one producer warp and the consumer warps.
+
+`full[s]` has an arrival count of 1: the producer arms it with a tile's bytes and the bulk copies complete it. `empty[s]` has one arrival
+per consumer warp. Tiles are numbered from 0 through the whole kernel; tile `at` lives in stage `at % stages` in round `at // stages`,
+and a barrier's phase is the round's parity, so both sides find their place from the tile number alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32
+
+from primitives import cta
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Geometry: number of stages, bytes of one, consumer warps, and the arena offsets of data, full and empty barriers."""
+
+    stages: int
+    stage_bytes: int
+    warps: int
+    data: int
+    full: int
+    empty: int
+
+
+@cute.jit
+def init(smem: cute.Pointer, ring: cutlass.Constexpr):
+    """One thread, before anybody waits."""
+    full = cta.barriers(smem, ring.full)
+    empty = cta.barriers(smem, ring.empty)
+    for s in cutlass.range_constexpr(ring.stages):
+        cute.arch.mbarrier_init(full + s, 1)
+        cute.arch.mbarrier_init(empty + s, ring.warps)
+
+
+def full_barrier(smem: cute.Pointer, ring: Ring, at: Int32) -> cute.Pointer:
+    return cta.barriers(smem, ring.full) + at % ring.stages
+
+
+def slot(smem: cute.Pointer, ring: Ring, at: Int32, dtype: type) -> cute.Pointer:
+    """Where tile `at` lies, typed, 128-byte aligned."""
+    return cute.recast_ptr((smem + (ring.data + (at % ring.stages) * ring.stage_bytes)).align(128), dtype=dtype)
+
+
+@cute.jit
+def acquire(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32):
+    """Producer: until every consumer warp has released the tile that was in this stage a round ago."""
+    empty = cta.barriers(smem, ring.empty) + at % ring.stages
+    cute.arch.mbarrier_wait(empty, ((at // ring.stages) & 1) ^ 1)
+
+
+@cute.jit
+def announce(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32, nbytes: Int32):
+    """Producer, one thread: the tile is complete once `nbytes` have landed."""
+    cute.arch.mbarrier_arrive_and_expect_tx(full_barrier(smem, ring, at), nbytes)
+
+
+@cute.jit
+def wait(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32):
+    """Consumer: until tile `at` has landed."""
+    cute.arch.mbarrier_wait(full_barrier(smem, ring, at), (at // ring.stages) & 1)
+
+
+@cute.jit
+def release(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32):
+    """Consumer warp, all lanes, once each lane holds what it needs of tile `at` in registers: one arrival."""
+    cute.arch.sync_warp()
+    if cute.arch.lane_idx() == 0:
+        cute.arch.mbarrier_arrive(cta.barriers(smem, ring.empty) + at % ring.stages)

@@ -1,0 +1,149 @@
+"""The load stream: what the producer warp copies through the ring, in the order in which the consumers eat it.
+
+No address depends on an activation, so the producer never waits for a phase of the computation, only for a free stage.
+All lanes of the producer warp call these functions together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32, Int64
+
+from primitives import ring as rings
+
+EVICT_FIRST = 0x12F0000000000000  # L2 policy word: read once, do not keep
+EVICT_LAST = 0x14F0000000000000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tiles of a row-major weight matrix [*, ld]: `rows` rows of `cols` elements.
+
+    A CTA's rows come in blocks of `block_rows` adjacent rows, `block_stride` rows apart (one block per head; 0: a single run).
+    `warps_per_row` consumer warps share a row; the other warps work on other rows of the tile.
+    """
+
+    cols: int
+    ld: int
+    rows: int
+    warps_per_row: int
+    block_rows: int = 0
+    block_stride: int = 0
+    warps: int = 8
+
+    @property
+    def row_groups(self) -> int:
+        return self.warps // self.warps_per_row
+
+    @property
+    def chunks(self) -> int:
+        """16-byte pieces of a row."""
+        return self.cols // 8
+
+    @property
+    def chunks_per_lane(self) -> int:
+        return -(-self.chunks // (32 * self.warps_per_row))
+
+    @property
+    def ragged(self) -> bool:
+        return self.chunks % (32 * self.warps_per_row) != 0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tiles of a KV cache: `tokens` tokens of `dim` elements, `stride` elements apart; keys, then values, in one stage."""
+
+    tokens: int
+    dim: int
+    stride: int
+
+
+def copy_bulk(dst: cute.Pointer, src: cute.Pointer, nbytes: Int32, mbar: cute.Pointer, policy: int | None) -> None:
+    """One thread: `nbytes` (a multiple of 16) from global to own shared memory, counted on `mbar`.
+
+    Written as PTX because the 1-D bulk copy atom drops its cache policy without a word (CuTe DSL 4.8.1).
+    """
+    args = [dst.toint(), src.toint(), Int32(nbytes), mbar.toint()]
+    code = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+    if policy is None:
+        cute.arch.inline_ptx(code + " [{$r0}], [{$r1}], {$r2}, [{$r3}];", read_only_args=args)
+    else:
+        cute.arch.inline_ptx(code + ".L2::cache_hint [{$r0}], [{$r1}], {$r2}, [{$r3}], {$r4};", read_only_args=[*args, Int64(policy)])
+
+
+@cute.jit
+def rows(
+    smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32, weight: cute.Tensor, shape: cutlass.Constexpr, row0: Int32, col0: Int32,
+    tiles: Int32, policy: cutlass.Constexpr = EVICT_FIRST,
+) -> Int32:
+    """Stream `tiles` tiles of `weight` from row `row0`, column `col0`; returns the number of the next tile.
+
+    Whole rows lie together and take one bulk copy a tile; parts of rows take one copy a row, spread over the lanes.
+    """
+    width = cutlass.const_expr(weight.element_type.width // 8)
+    lane = cute.arch.lane_idx()
+    for t in cutlass.range(tiles, unroll=1):
+        row = row0 + t * shape.rows
+        if cutlass.const_expr(shape.block_rows > 0):
+            tiles_per_block = shape.block_rows // shape.rows
+            row = row0 + (t // tiles_per_block) * shape.block_stride + (t % tiles_per_block) * shape.rows
+        g = at + t
+        rings.acquire(smem, ring, g)
+        dst = rings.slot(smem, ring, g, weight.element_type)
+        full = rings.full_barrier(smem, ring, g)
+        src = weight.iterator + (Int64(row) * shape.ld + col0)
+        if lane == 0:
+            rings.announce(smem, ring, g, Int32(shape.rows * shape.cols * width))
+        if cutlass.const_expr(shape.cols == shape.ld):
+            if lane == 0:
+                copy_bulk(dst, src, shape.rows * shape.cols * width, full, policy)
+        else:
+            cute.arch.sync_warp()
+            for r in cutlass.range(lane, shape.rows, 32, unroll=1):
+                copy_bulk(dst + r * shape.cols, src + Int64(r) * shape.ld, shape.cols * width, full, policy)
+    return at + tiles
+
+
+@cute.jit
+def tile_count(length: Int32, tokens: cutlass.Constexpr, rank: Int32, ranks: cutlass.Constexpr) -> Int32:
+    """How many of the ceil(length / tokens) tiles rank `rank` has: tiles rank, rank + ranks, ... so that shares differ by one at most."""
+    return ((length + (tokens - 1)) // tokens - rank + (ranks - 1)) // ranks
+
+
+@cute.jit
+def tokens(
+    smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32, keys: cute.Tensor, values: cute.Tensor, shape: cutlass.Constexpr,
+    base: Int64, length: Int32, rank: Int32, ranks: cutlass.Constexpr,
+) -> Int32:
+    """Stream this rank's tiles of one head's keys and values, `base` elements into both tensors; returns the next tile's number.
+
+    Only tokens below `length` are read: the last tile announces fewer bytes, and consumers mask what it does not hold.
+    """
+    width = cutlass.const_expr(keys.element_type.width // 8)
+    lane = cute.arch.lane_idx()
+    tiles = tile_count(length, shape.tokens, rank, ranks)
+    for t in cutlass.range(tiles, unroll=1):
+        first = (rank + t * ranks) * shape.tokens
+        count = cutlass.min(length - first, Int32(shape.tokens))
+        g = at + t
+        rings.acquire(smem, ring, g)
+        k_dst = rings.slot(smem, ring, g, keys.element_type)
+        v_dst = k_dst + shape.tokens * shape.dim
+        full = rings.full_barrier(smem, ring, g)
+        offset = base + Int64(first) * shape.stride
+        if lane == 0:
+            rings.announce(smem, ring, g, count * (2 * shape.dim * width))
+        if cutlass.const_expr(shape.stride == shape.dim):
+            if lane == 0:
+                copy_bulk(k_dst, keys.iterator + offset, count * (shape.dim * width), full, None)
+                copy_bulk(v_dst, values.iterator + offset, count * (shape.dim * width), full, None)
+        else:
+            cute.arch.sync_warp()
+            for r in cutlass.range(lane, count, 32, unroll=1):
+                step = offset + Int64(r) * shape.stride
+                copy_bulk(k_dst + r * shape.dim, keys.iterator + step, shape.dim * width, full, None)
+                copy_bulk(v_dst + r * shape.dim, values.iterator + step, shape.dim * width, full, None)
+    return at + tiles

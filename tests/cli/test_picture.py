@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree
+
+import handmade
+import pytest
+
+from cfdsl.cli.picture import draw
+from cfdsl.cli.picture.canvas import Canvas, fit, text_width
+from cfdsl.cli.picture.memory import scale_of
+from cfdsl.cli.picture.stream import ticks
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(ranks: int = 2) -> ElementTree.Element:
+    return ElementTree.fromstring(draw(handmade.placed(ranks), handmade.plan(ranks), 4096, 3150.0, "h100-sxm"))
+
+
+def texts(root: ElementTree.Element) -> list[str]:
+    return [element.text or "" for element in root.iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
+def test_every_exchange_stream_and_buffer_is_drawn(ranks: int) -> None:
+    root, plan = drawn(ranks), handmade.plan(ranks)
+    names = {key: {element.get(f"data-{key}") for element in root.iter() if element.get(f"data-{key}")} for key in ("exchange", "stream", "buffer")}
+    assert names["exchange"] == {exchange.name for exchange in plan.exchanges}
+    assert names["stream"] == {stream.name for stream in plan.streams}
+    assert names["buffer"] == {buffer.name for buffer in plan.buffers}
+    barriers = " ".join(texts(root))
+    assert all(f"{barrier.name}" in barriers for barrier in plan.barriers)
+
+
+def test_exchanges_state_scope_and_bytes() -> None:
+    text = "\n".join(texts(drawn(2)))
+    assert "cluster scope, push" in text
+    assert "each rank sends 768 B, receives 1.5 KB" in text
+    assert "48 KB" in text  # 64 CTAs send 768 B each
+    assert "grid scope, grid barrier; 64 CTAs" in text
+    assert "1 MB" in text  # 64 CTAs write 256 B and read 16 KB
+
+
+def test_pushes_go_from_every_rank_to_every_rank() -> None:
+    arrows = [path for path in drawn(4).iter(f"{SVG}path") if path.get("marker-end") == "url(#arrow-cluster)"]
+    assert len(arrows) == 2 * 4 * 4  # two exchanges
+    assert len([path for path in arrows if path.get("stroke-dasharray")]) == 2 * 4  # to itself
+
+
+def test_each_rank_shows_its_own_slice() -> None:
+    titles = [element.text or "" for element in drawn(2).iter(f"{SVG}title")]
+    assert "q [S(1), S(2)] on rank 0 of cluster 0: [0:1, 0:1, 0:64]" in titles
+    assert "q [S(1), S(2)] on rank 1 of cluster 0: [0:1, 0:1, 64:128]" in titles
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 16])
+def test_nothing_is_drawn_outside_of_the_page(ranks: int) -> None:
+    root = drawn(ranks)
+    width, height = float(root.get("width") or 0), float(root.get("height") or 0)
+    for rect in root.iter(f"{SVG}rect"):
+        if rect.get("x") is None:
+            continue
+        x, y, w, h = (float(rect.get(name) or 0) for name in ("x", "y", "width", "height"))
+        assert 0 <= x and x + w <= width + 0.01 and 0 <= y and y + h <= height + 0.01
+    for text in root.iter(f"{SVG}text"):
+        if text.get("transform") is None and text.get("text-anchor") is None:
+            assert float(text.get("x") or 0) < width and float(text.get("y") or 0) < height
+
+
+def test_shared_memory_scale_is_monotone_and_complete() -> None:
+    plan = handmade.plan(2)
+    scale = scale_of(plan, 100.0, 900.0)
+    assert scale.edges[0] == 0 and scale.edges[-1] == plan.smem_bytes
+    assert scale.xs[0] == 100.0 and scale.xs[-1] == pytest.approx(900.0)
+    assert list(scale.xs) == sorted(scale.xs)
+    for buffer in plan.buffers:
+        assert scale.x(buffer.offset + buffer.bytes) - scale.x(buffer.offset) > 14  # a name must fit, if need be upright
+
+
+def test_a_kernel_without_a_load_stream_says_so() -> None:
+    from dataclasses import replace
+
+    bare = replace(handmade.plan(2), streams=(), ring=None, steps=tuple(step for step in handmade.plan(2).steps if not step.params))
+    assert "no load stream" in draw(handmade.placed(2), bare, 0, 3150.0, "h100-sxm")
+
+
+def test_text_is_cut_to_its_box() -> None:
+    assert fit("short", 100, 10) == "short"
+    cut = fit("a very long line of text that does not fit", 80, 10)
+    assert cut.endswith("…") and text_width(cut, 10) <= 80
+    assert fit("abc", 1, 10) == ""
+
+
+def test_special_characters_are_escaped() -> None:
+    canvas = Canvas(100)
+    canvas.text(0, 10, "a < b & c")
+    assert ElementTree.fromstring(canvas.document(20)).find(f"{SVG}text").text == "a < b & c"  # type: ignore[union-attr]
+
+
+def test_ticks_are_round_and_few() -> None:
+    assert ticks(3072) == [0, 500, 1000, 1500, 2000, 2500, 3000]
+    assert ticks(4) == [0, 1, 2, 3, 4]
+    assert all(re.fullmatch(r"[1-9]0*|25?0*|50*", str(int(ticks(limit)[1]))) for limit in (10, 99, 1234, 56789))
+    assert all(len(ticks(limit)) <= 9 for limit in (1, 7, 10, 99, 1234, 56789))

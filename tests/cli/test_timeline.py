@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import handmade
+
+from cfdsl.cli.timeline import runs, stream_of, tiles_of
+
+
+def test_the_load_stream_adds_up() -> None:
+    plan = handmade.plan(2)
+    found = runs(plan, 4096)
+    assert [run.stream.name for run in found] == ["wq", "wk", "wv", "kv", "wo"]
+    assert [run.tiles for run in found] == [32, 32, 32, 64, 32]  # 4096 tokens over 2 ranks, 32 to a tile
+    assert found[0].begin == 0 and all(a.end == b.begin for a, b in zip(found, found[1:], strict=False))
+    assert found[-1].end == (4 * 32 + 64) * 16384
+
+
+def test_tiles_of_a_cache_are_rounded_up_on_every_rank() -> None:
+    kv = handmade.plan(2).streams[3]
+    assert [tiles_of(kv, 2, tokens) for tokens in (0, 1, 64, 65, 129)] == [0, 1, 1, 2, 3]
+
+
+def test_steps_name_their_stream() -> None:
+    plan = handmade.plan(2)
+    eaten = [stream_of(step, plan) for step in plan.steps]
+    assert [index for index in eaten if index is not None] == [0, 1, 2, 3, 4]
+    assert eaten[0] is None

@@ -1,0 +1,389 @@
+"""The cost model: numbers derived by hand, measured anchors, and the reasons it refuses for."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from cfdsl import PRESETS, Mesh, place
+from cfdsl.compiler import cost
+from cfdsl.compiler.config import Config
+from cfdsl.compiler.cost import choose, explain
+from cfdsl.compiler.estimate import ctas_on_busiest_sm, flight_share, pauses_us, stream_us, waves_of
+from cfdsl.compiler.parts import B200, H100_SXM, H200, RTX_PRO_6000
+from cfdsl.compiler.smem import fixed_smem
+from cfdsl.compiler.traffic import Load, Pause, Traffic, traffic
+from cfdsl.errors import ClusterSizeUnsupported, ConfigError, Errors, NoLegalConfig
+from fusions.attention_block import attention_block
+from fusions.rms_norm import rms_norm
+
+LLAMA = attention_block.trace("llama-2-7b")
+GROUPED = attention_block.trace("llama-3.1-8b")
+PROTOTYPE = {"clusters": 32, "ctas_per_sm": 2, "stages": 6}
+
+
+def table(graph: Any = LLAMA, part: Any = H100_SXM, **overrides: Any) -> dict[tuple[int, int, int], cost.Candidate]:
+    """Candidates by (clusters, cluster size, CTAs per SM)."""
+    rows = choose(graph, part, overrides).rows
+    return {(row.config.clusters, row.config.cluster_size, row.config.ctas_per_sm): row for row in rows}
+
+
+# ---- bytes
+
+
+def walk(graph: Any, clusters: int, ranks: int, tokens: int = 4096) -> dict[str, Load]:
+    found = traffic(place(graph, Mesh(clusters, ranks)), {"tokens": tokens})
+    return {load.name: load for load in found.loads}
+
+
+def test_llama_bytes() -> None:
+    loads = walk(LLAMA, 32, 4)
+    weight = 4096 * 4096 * 2
+    for name in ("wq", "wk", "wv", "wo"):  # 32 heads x 4 ranks, or 4096 rows over 128 CTAs: 1/128 each
+        assert (loads[name].unique, loads[name].cta) == (weight, weight // 128)
+    cache = 2 * 32 * 4096 * 128 * 2  # keys and values
+    assert (loads["cache"].unique, loads["cache"].cta) == (cache, cache // 128)
+    assert loads["cos"].cta == 64 * 4  # one row of the table
+    assert loads["x"].cta == 8192  # every CTA norms all of x
+
+
+def test_table_of_positions_counts_one_row_whatever_its_length() -> None:
+    placed = place(LLAMA, Mesh(32, 2))
+    assert traffic(placed, {"tokens": 64, "positions": 4097}).loads == traffic(placed, {"tokens": 64}).loads
+
+
+def test_several_clusters_per_kv_head_repeat_keys_and_values() -> None:
+    alone, split = walk(GROUPED, 8, 4), walk(GROUPED, 32, 4)
+    assert split["wq"].cta * 4 == alone["wq"].cta  # 32 query heads over 32 clusters instead of 8
+    assert split["wk"].cta == alone["wk"].cta == 1024 * 4096 * 2 // 8 // 4  # a KV head's rows, whichever cluster
+    assert split["cache"].cta == alone["cache"].cta == 2 * 4096 * 128 * 2 // 4
+    assert split["cache"].unique == alone["cache"].unique
+
+
+def test_tokens_are_dealt_in_tiles_of_a_stage() -> None:
+    # 16 KB hold keys and values of 32 tokens (2 x 32 x 128 x 2); 100 tokens are 4 tiles: with 8 ranks the busiest still has one.
+    assert walk(LLAMA, 32, 8, tokens=100)["cache"].cta == 2 * 32 * 128 * 2
+    assert walk(LLAMA, 32, 2, tokens=100)["cache"].cta == 2 * 64 * 128 * 2
+    assert walk(LLAMA, 32, 1, tokens=100)["cache"].cta == 2 * 100 * 128 * 2
+
+
+def test_split_k_and_atomic_move_the_same_weights() -> None:
+    paper = attention_block.trace("llama-2-7b", qkv="split_k", out="atomic")
+    ours, theirs = walk(LLAMA, 32, 4), walk(paper, 32, 4)
+    assert all(theirs[name] == ours[name] for name in ("wq", "wk", "wv", "wo", "cache"))
+
+
+def test_cluster_pushes_by_hand() -> None:
+    found = traffic(place(LLAMA, Mesh(32, 4)), {})
+    gather, scatter = (event.payload for event in found.events if isinstance(event, Pause) and event.kind == "cluster")
+    assert gather == 3 * 128 // 4 * 4 * 3  # a quarter of q, k, v in f32, to 3 peers
+    assert scatter == (128 * 4 + 8) * 3 // 4  # o and (max, sum), but for the own quarter
+    assert found.dsmem_bytes == 128 * (gather + scatter)
+
+
+# ---- rates
+
+
+def test_flight_share_meets_the_measurements() -> None:
+    kb = 1024 * 132
+    assert 3150 * flight_share(H100_SXM, 32 * kb) == pytest.approx(3000, rel=0.01)
+    assert flight_share(H100_SXM, 48 * kb) > 0.985
+
+
+def test_half_the_sms_nearly_keep_the_memory_busy() -> None:
+    """64 CTAs with 128 KB each were measured at 3.05 TB/s where all SMs reach 3.15."""
+    found = Traffic((Load("w", 2**22, 64 * 2**22),), Mesh(64, 1), 0)
+    config = Config(64, 1, 8, ctas_per_sm=1)
+    took = stream_us(H100_SXM, config, found, flight_share(H100_SXM, 64 * 128 * 1024))[0]
+    assert 64 * 2**22 / took / 1e6 == pytest.approx(3.05, rel=0.01)
+
+
+def test_limits_by_hand() -> None:
+    """One CTA, 84.24 MB: the SM takes in 48 B x 1755 cycles = 84,240 bytes a us: 1000 us. Memory: 84.24e6 / 3.15e6 = 26.7 us."""
+    found = Traffic((Load("w", 84_240_000, 84_240_000),), Mesh(1, 1), 0)
+    total, memory, _, sm = stream_us(H100_SXM, Config(1, 1, 12, ctas_per_sm=1), found)
+    assert (memory, sm) == (pytest.approx(26.743, abs=1e-3), pytest.approx(1000))
+    assert total == pytest.approx((26.743**4 + 1000**4) ** 0.25)
+
+
+def test_two_waves_cost_what_was_measured() -> None:
+    """32 clusters of 4 at one CTA per SM: 30, then 2 more. Measured: 83 us instead of 70 for the same bytes."""
+    found = Traffic((Load("w", 201_326_592 // 128, 201_326_592),), Mesh(32, 4), 0)
+    one_wave = stream_us(H100_SXM, Config(30, 4, 12, ctas_per_sm=1), replace(found, mesh=Mesh(30, 4)))[0]
+    two_waves = stream_us(H100_SXM, Config(32, 4, 12, ctas_per_sm=1), found)[0]
+    assert (waves_of(32, 30), waves_of(30, 30), waves_of(61, 30)) == (2, 1, 3)
+    assert two_waves - one_wave == pytest.approx(13, abs=3)
+
+
+def test_busiest_sm() -> None:
+    def busiest(clusters: int, size: int) -> int:
+        return ctas_on_busiest_sm(H100_SXM, Config(clusters, size, 6, ctas_per_sm=2))
+
+    assert (busiest(32, 2), busiest(30, 4), busiest(31, 4), busiest(132, 1), busiest(133, 1)) == (1, 1, 2, 1, 2)
+    assert ctas_on_busiest_sm(B200, Config(32, 1, 6)) == 1
+
+
+def test_pauses_between_streams_add_up() -> None:
+    first, gather, grid, last = pauses_us(H100_SXM, traffic(place(LLAMA, Mesh(32, 2)), {}))
+    t = H100_SXM.timing
+    assert first[0] == pytest.approx(t.global_round_us + t.block_phase_us)  # inputs, then the norm
+    push = (240 + 3 * 64 * 4 / 16) / 1755  # 64 values each of q, k, v to one peer, 16 bytes a cycle
+    assert gather[0] == pytest.approx(3 * t.block_phase_us + push)  # sum over warps, gathered, rotated
+    push = (240 + 260 / 16) / 1755  # half of (128 + 2) words
+    assert grid[0] == pytest.approx(3 * t.block_phase_us + push + t.skew_us + t.grid_barrier_us + t.global_round_us)
+    assert grid[1] == 4096 * 4096 * 2 // 64  # what is left to stream is this CTA's share of the output projection
+    assert last == (pytest.approx(t.block_phase_us), 0)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(("tokens", "measured_us"), [(1024, 55.6), (4096, 72.3), (16384, 138.3)])
+def test_prototype_anchors(ranks: int, tokens: int, measured_us: float) -> None:
+    """Measured on an H100: the hand-written attention block with 32 clusters, 6 stages, two CTAs per SM, PDL."""
+    chosen = choose(LLAMA, H100_SXM, {**PROTOTYPE, "cluster_size": ranks}, {"tokens": tokens}).chosen
+    assert chosen.time_us == pytest.approx(measured_us, rel=0.05)
+    assert chosen.time_us == pytest.approx(sum(getattr(chosen, f"{term}_us") for term in ("start", "stream", "exchanges", "tail")))
+
+
+def test_floor_is_the_memory_s_time() -> None:
+    assert choose(LLAMA, H100_SXM).floor_us == pytest.approx(63.9, abs=0.1)
+    assert choose(GROUPED, H100_SXM).floor_us == pytest.approx(32.0, abs=0.1)
+
+
+# ---- choosing
+
+
+def test_the_shape_that_was_measured_best_is_chosen_for_llama() -> None:
+    config = choose(LLAMA, H100_SXM).config
+    assert (config.clusters, config.cluster_size, config.stages, config.ctas_per_sm) == (32, 2, 6, 2)
+
+
+@pytest.mark.parametrize("part", [H100_SXM, H200], ids=lambda part: part.name)
+@pytest.mark.parametrize("model", PRESETS)
+def test_every_preset_has_a_config(model: str, part: Any) -> None:
+    for qkv in ("rows", "split_k"):
+        for out in ("gather", "atomic"):
+            choice = choose(attention_block.trace(model, qkv=qkv, out=out), part)
+            assert choice.chosen.config == choice.config
+            assert choice.chosen.smem_bytes <= part.smem_budget(choice.config.ctas_per_sm)
+
+
+def test_heads_per_cluster_are_weighed() -> None:
+    units = {row.units for row in choose(GROUPED, H100_SXM).rows}
+    assert units == {Fraction(8, n) for n in (1, 2, 4, 8, 16, 32)}
+
+
+def test_cluster_of_one_wins_where_there_are_rows_enough() -> None:
+    assert choose(rms_norm.trace("llama-2-7b", 128), H100_SXM).config.cluster_size == 1
+
+
+def test_cluster_of_one_wins_where_an_exchange_costs_more_than_it_saves() -> None:
+    """4096 values take one SM 0.2 us. Four SMs save 0.15 of them, and an exchange takes more than that."""
+    assert choose(rms_norm.trace("llama-2-7b", 1), H100_SXM).config.cluster_size == 1
+    assert choose(rms_norm.trace(replace(PRESETS["llama-2-7b"], hidden=65536), 1), H100_SXM).config.cluster_size > 1
+
+
+def test_cluster_of_one_wins_where_heads_fill_the_part() -> None:
+    many = replace(PRESETS["llama-2-7b"], hidden=8192, heads=128, kv_heads=128, head_dim=64, rotary_dim=64)
+    config = choose(attention_block.trace(many), H100_SXM).config
+    assert (config.clusters, config.cluster_size) == (128, 1)
+
+
+def test_cluster_of_one_loses_where_heads_are_few() -> None:
+    rows = table()
+    assert rows[32, 1, 1].time_us > 1.2 * rows[32, 2, 1].time_us  # 32 SMs cannot take in what the memory gives
+
+
+def test_no_ring_no_stages() -> None:
+    chosen = choose(rms_norm.trace("llama-2-7b", 1), H100_SXM).chosen
+    assert chosen.smem_bytes < 1024
+    assert not chosen.estimate.traffic.streams
+
+
+def test_rows_are_ordered_and_complete() -> None:
+    choice = choose(LLAMA, H100_SXM)
+    assert len(choice.rows) == 6 * 5 * 2  # clusters 1 to 32, cluster sizes, CTAs per SM
+    assert [row.chosen for row in choice.rows].index(True) == 0
+    refused = [bool(row.refused) for row in choice.rows]
+    assert refused == sorted(refused)
+    assert all((row.time_us is None) == bool(row.refused) for row in choice.rows)
+    rest = [row.time_us for row in choice.rows if row.time_us and row.time_us > 1.03 * min(r.time_us for r in choice.rows if r.time_us)]
+    assert all(a <= b for a, b in pairwise(rest))
+
+
+def test_stages_fill_the_shared_memory() -> None:
+    for row in choose(LLAMA, H100_SXM).rows:
+        if row.estimate and row.config.stages < 12:
+            budget = H100_SXM.smem_budget(row.config.ctas_per_sm)
+            assert row.smem_bytes <= budget < row.smem_bytes + row.config.stage_bytes + 256  # a stage more does not fit
+
+
+# ---- refusing
+
+
+def test_not_resident() -> None:
+    assert table()[32, 4, 1].refused == ("not resident: 32 clusters of 4 at 1 CTA/SM, h100-sxm holds 30; the grid barrier would deadlock",)
+    assert table()[32, 4, 2].estimate
+
+
+def test_without_a_grid_barrier_more_clusters_run_in_waves() -> None:
+    rows = table(rms_norm.trace("llama-2-7b", 512))
+    assert rows[512, 1, 1].estimate.waves == 4  # 132 at once
+
+
+def test_unknown_residency_is_refused_only_where_it_matters() -> None:
+    rows = table(part=B200)
+    assert rows[32, 2, 2].refused == (
+        "not known how many clusters of 2 at 2 CTAs/SM run at once on b200; the grid barrier needs all: ask the device",
+    )
+    assert rows[32, 1, 2].estimate
+    assert table(rms_norm.trace("llama-2-7b", 1), B200)[1, 4, 1].estimate
+
+
+def test_cluster_limit() -> None:
+    assert "rtx-pro-6000 has clusters of at most 8" in table(part=RTX_PRO_6000)[2, 16, 1].refused
+
+
+def test_slices_that_bulk_copies_cannot_move() -> None:
+    """smollm2: 576 columns over 16 ranks are 36 elements, 72 bytes; over 8 ranks 144 = 9 x 16."""
+    split = attention_block.trace("smollm2-135m", qkv="split_k")
+    rows = table(split)
+    assert "a rank's slice of a row of wq is 72 bytes, not a multiple of 16" in rows[3, 16, 1].refused
+    assert not any("bytes" in reason for reason in rows[3, 8, 1].refused)
+
+
+def test_rows_that_no_stage_holds() -> None:
+    with pytest.raises(NoLegalConfig, match="a row of wq is 8,192 bytes, a ring stage 4,096"):
+        choose(LLAMA, H100_SXM, {"stage_bytes": 4096})
+
+
+def test_placement_errors_become_reasons() -> None:
+    with pytest.raises(NoLegalConfig) as caught:
+        choose(LLAMA, H100_SXM, {"clusters": 3, "cluster_size": 2, "ctas_per_sm": 2})
+    assert str(caught.value) == (
+        "attention_block has no config that runs on h100-sxm with cluster_size=2, clusters=3, ctas_per_sm=2:\n"
+        "  - 32 work units cannot be spread over 3 clusters: neither number divides the other\n"
+        "  remedy: give fewer fields of the config, or another part; `explain` shows every config with its reasons."
+    )
+
+
+def test_repeated_work_is_refused() -> None:
+    with pytest.raises(NoLegalConfig, match="64 clusters for 32 slices of work: some would repeat others"):
+        choose(LLAMA, H100_SXM, {"clusters": 64, "cluster_size": 1})
+
+
+def test_all_reasons_of_a_config_are_kept() -> None:
+    with pytest.raises(NoLegalConfig) as caught:
+        choose(LLAMA, H100_SXM, {"clusters": 32, "cluster_size": 4, "ctas_per_sm": 1, "stages": 12, "stage_bytes": 32768})
+    assert [reason.split(":")[0] for reason in caught.value.reasons] == ["not resident", "shared memory"]
+
+
+def test_given_stages_are_kept_or_refused() -> None:
+    assert choose(LLAMA, H100_SXM, {"stages": 3}).config.stages == 3
+    assert all(row.refused for key, row in table(stages=12).items() if key[2] == 2)
+
+
+# ---- overrides
+
+
+def test_fields_are_checked_together() -> None:
+    with pytest.raises(Errors) as caught:
+        choose(LLAMA, H100_SXM, {"cluster_size": 3, "stages": 1, "warps": 3, "pdl": 1, "cluster": 4, "clusters": True})
+    assert [type(error) for error in caught.value.errors] == [ClusterSizeUnsupported, *[ConfigError] * 5]
+    assert "use a cluster size of 1, 2, 4, 8 or 16." in str(caught.value)
+    assert "the config has stages=1, it must be a number from 2 to 12." in str(caught.value)
+    assert "the config has pdl=1, it must be true or false." in str(caught.value)
+
+
+def test_unknown_field_lists_the_fields() -> None:
+    with pytest.raises(ConfigError, match=r"the config has ranks=4, it must be one of the fields clusters, cluster_size, stages, "):
+        choose(LLAMA, H100_SXM, {"ranks": 4})
+
+
+def test_other_fields_pass_through() -> None:
+    config = choose(LLAMA, H100_SXM, {"evict_first": False, "pdl": False, "warps": 4}).config
+    assert (config.evict_first, config.pdl, config.warps) == (False, False, 4)
+
+
+def test_without_pdl_a_launch_starts_later() -> None:
+    fixed = {**PROTOTYPE, "cluster_size": 2}
+    with_pdl, without = (choose(LLAMA, H100_SXM, {**fixed, "pdl": pdl}).chosen for pdl in (True, False))
+    assert with_pdl.estimate.overlapped_start
+    assert without.start_us > with_pdl.start_us + 0.4
+
+
+# ---- shared memory
+
+
+def test_injected_shared_memory_decides_stages() -> None:
+    asked: list[Config] = []
+
+    def exact(config: Config) -> int:
+        asked.append(config)
+        return 50_000 + 16 * config.stages
+
+    choice = choose(LLAMA, H100_SXM, {"clusters": 32, "cluster_size": 2, "ctas_per_sm": 1}, smem_of=exact)
+    assert choice.config.stages == 11  # (232448 - 50192) / 16384 = 11.1
+    assert choice.chosen.smem_bytes == 11 * 16384 + 50_000 + 16 * 11
+    assert asked[-1] == choice.config
+
+
+def test_reasons_of_the_shared_memory_callable_are_kept() -> None:
+    def refuses(config: Config) -> int:
+        raise ConfigError(name="warps", value=8, expected="7")
+
+    with pytest.raises(NoLegalConfig, match="the config has warps=8, it must be 7"):
+        choose(LLAMA, H100_SXM, smem_of=refuses)
+
+
+def test_fixed_smem_by_hand() -> None:
+    """32 clusters of 4, 6 stages, 8 warps: a quarter of a head's q, k, v is 3 x 32 rows, and attention has 8 warps x (128 + 2)."""
+    terms = max(4 * 8 * 3 * 32, 4 * 8 * 130)  # an exchange parts the two, so that only the larger counts
+    kept = 4 * 3 * 128 + 4 * 128 + (4 * 128 + 8 * 4)  # gathered q, k, v; o; slices of it and (max, sum) from 4 ranks
+    barriers = 16 * (6 + 3)  # stages, and three collectives
+    needed = terms + kept + barriers + 4 * 8
+    assert needed == 6928
+    assert fixed_smem(place(LLAMA, Mesh(32, 4)), Config(32, 4, 6)) == 7040  # 55 x 128
+
+
+# ---- speed, determinism, text
+
+
+def test_weighing_everything_is_fast_and_done_once() -> None:
+    def seconds() -> float:
+        cost._choose.cache_clear()
+        start = time.perf_counter()
+        choose(GROUPED, H100_SXM)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.05
+    assert choose(GROUPED, H100_SXM) is choose(GROUPED, H100_SXM)
+
+
+def test_a_fully_given_config_skips_the_search() -> None:
+    given = {"clusters": 8, "cluster_size": 8, "stages": 5, "ctas_per_sm": 2}
+    cost._choose.cache_clear()
+    assert len(choose(GROUPED, H100_SXM, given).rows) == 1
+
+
+def test_choice_does_not_depend_on_the_order_of_overrides() -> None:
+    a = choose(LLAMA, H100_SXM, {"cluster_size": 4, "warps": 8})
+    assert choose(LLAMA, H100_SXM, {"warps": 8, "cluster_size": 4}) is a
+
+
+def test_explain_is_an_aligned_table() -> None:
+    choice = choose(LLAMA, H100_SXM, {"clusters": 32, "cluster_size": 4}, {"tokens": 4096})
+    head, blank, titles, good, bad = explain(choice).split("\n")
+    assert head == "h100-sxm: times in us at 3,150 GB/s, tokens 4096; the memory's time is 63.9"
+    assert blank == ""
+    assert titles.split()[:5] == ["clusters", "x", "ranks", "per", "cluster"]
+    assert (good.index("chosen"), bad.index("not resident")) == (titles.index("verdict"),) * 2
+    assert good.split()[:6] == ["32", "x", "4", "1", "2", "6"]
+
+
+def test_explain_says_what_is_not_measured() -> None:
+    assert "\nnote: read rate is 0.9 of the data sheet's" in explain(choose(LLAMA, H200))

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from cfdsl.runtime.cache import FILES, DamagedCacheEntry, KernelCache, root
+
+CONTENTS = {"object": b"object code", "ptx": b".version 8.0", "cubin": b"\x7fELF"}
+
+
+def test_root_is_the_environment_variable_or_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CFDSL_CACHE_DIR", "/somewhere/else")
+    assert root() == Path("/somewhere/else")
+    monkeypatch.delenv("CFDSL_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home/me/.cache")
+    assert root() == Path("/home/me/.cache/cfdsl")
+
+
+def test_source_is_named_by_its_content_and_written_once(tmp_path: Path) -> None:
+    cache = KernelCache(tmp_path)
+    first = cache.source("norm", "a = 1\n")
+    os.utime(first, (1, 1))
+    assert cache.source("norm", "a = 1\n") == first
+    assert first.stat().st_mtime == 1
+    assert cache.source("norm", "a = 2\n") != first
+    assert first.name.startswith("cfdsl_norm_")
+    assert first.name.removesuffix(".py").isidentifier()
+
+
+def test_altered_source_is_restored(tmp_path: Path) -> None:
+    cache = KernelCache(tmp_path)
+    path = cache.source("norm", "a = 1\n")
+    path.write_text("a = 666\n")
+    assert cache.source("norm", "a = 1\n").read_text() == "a = 1\n"
+
+
+def test_what_was_added_is_found(tmp_path: Path) -> None:
+    cache = KernelCache(tmp_path)
+    assert cache.find("k1") is None
+    cache.add("k1", CONTENTS, {"registers": 40})
+    found = cache.find("k1")
+    assert found is not None
+    assert found.meta["registers"] == 40
+    assert {kind: found.path(kind).read_bytes() for kind in FILES} == CONTENTS
+    assert sorted(path.name for path in (tmp_path / "kernel").iterdir()) == ["k1"]  # no temporary folder stays behind
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
+def test_a_damaged_file_is_a_miss_with_a_warning_that_names_the_entry(tmp_path: Path, kind: str, damage: str) -> None:
+    cache = KernelCache(tmp_path)
+    path = cache.add("k1", CONTENTS, {}).path(kind)
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"other content" if damage == "changed" else path.read_bytes()[:-1])
+    with pytest.warns(DamagedCacheEntry, match=f"the cache entry {tmp_path}/kernel/k1 is damaged .*; compiling it again"):
+        assert cache.find("k1") is None
+    cache.add("k1", CONTENTS, {})
+    assert cache.find("k1") is not None
+
+
+@pytest.mark.parametrize("meta", ["", "{", "[]", "{}", "null", json.dumps({"key": "other", "sha256": {}})])
+def test_a_damaged_meta_file_is_a_miss_with_a_warning(tmp_path: Path, meta: str) -> None:
+    cache = KernelCache(tmp_path)
+    cache.add("k1", CONTENTS, {})
+    (tmp_path / "kernel" / "k1" / "meta.json").write_text(meta)
+    with pytest.warns(DamagedCacheEntry, match="k1"):
+        assert cache.find("k1") is None
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    cache = KernelCache(tmp_path)
+    with pytest.raises(TypeError):
+        cache.add("k1", {**CONTENTS, "ptx": None}, {})  # type: ignore[dict-item]
+    assert list((tmp_path / "kernel").iterdir()) == []
+
+
+def test_one_holder_of_a_lock(tmp_path: Path) -> None:
+    from filelock import Timeout
+
+    cache = KernelCache(tmp_path)
+    with cache.lock("k1"):
+        other = KernelCache(tmp_path).lock("k1")
+        with pytest.raises(Timeout):
+            other.acquire(timeout=0.01)
+        KernelCache(tmp_path).lock("k2").acquire(timeout=0.01).lock.release()
