@@ -44,11 +44,12 @@ from cfdsl.dsl.text import parse, to_text
 from cfdsl.dsl.trace import clusters
 from cfdsl.dsl.values import Axis, Outputs, Value
 from cfdsl.dsl.verify import verify
-from cfdsl.errors import CfdslError, Errors
+from cfdsl.errors import CfdslError, Errors, TraceError
 from cfdsl.models import PRESETS, ModelConfig, RopeScaling, rope_inv_freq
 
 if TYPE_CHECKING:
     from cfdsl.compiler.config import Config
+    from cfdsl.compiler.cost import explain
     from cfdsl.dsl.interpret import interpret
     from cfdsl.runtime.build import compile
     from cfdsl.runtime.kernel import Kernel
@@ -76,6 +77,7 @@ __all__ = [
     "RopeScaling",
     "Shard",
     "Src",
+    "TraceError",
     "Type",
     "Value",
     "add",
@@ -87,6 +89,7 @@ __all__ = [
     "clusters",
     "compile",
     "concat",
+    "explain",
     "fusion",
     "gelu",
     "grid_gather",
@@ -120,6 +123,7 @@ _LAZY = {
     "Kernel": "cfdsl.runtime.kernel",
     "interpret": "cfdsl.dsl.interpret",
     "Config": "cfdsl.compiler.config",
+    "explain": "cfdsl.compiler.cost",
 }
 
 

@@ -234,12 +234,33 @@ class PlacementMismatch(CfdslError):
 
 @dataclass(eq=False, kw_only=True)
 class ClustersDoNotDivide(CfdslError):
-    """The number of clusters does not go with the number of work units."""
+    """The number of clusters (with splits: of groups of clusters) does not go with the number of work units."""
 
     over: int
     clusters: int
-    _says = "{over} work units cannot be spread over {clusters} clusters: neither number divides the other."
-    _remedy = "use a number of clusters that divides {over}, or a multiple of {over}."
+    splits: int = 1
+
+    @property
+    def message(self) -> str:
+        return f"{self.over} work units cannot be spread over {self.clusters} {self._holders}: neither number divides the other."
+
+    @property
+    def remedy(self) -> str:
+        return f"use a number of {self._holders} that divides {self.over}, or a multiple of {self.over}."
+
+    @property
+    def _holders(self) -> str:
+        return "clusters" if self.splits == 1 else f"groups of {self.splits} clusters"
+
+
+@dataclass(eq=False, kw_only=True)
+class NothingToSplit(CfdslError):
+    """Several clusters are to share a unit by splitting its tokens, but the fusion does not split them."""
+
+    fusion: str
+    splits: int
+    _says = "{splits} clusters share a unit, but {fusion} has no attend(..., shard='tokens', across='all'): they would repeat its work."
+    _remedy = "use splits=1, or a dataflow that splits tokens over clusters (of attention_block: qkv='grid')."
 
 
 # ---- models and hardware -----------------------------------------------------------------------------------------------------------
@@ -273,13 +294,12 @@ class HeadDimUnsupported(CfdslError):
 
 @dataclass(eq=False, kw_only=True)
 class GroupUnsupported(CfdslError):
-    """Too many query heads share a key/value head, or the heads do not group evenly."""
+    """Too many query heads share a key/value head."""
 
-    heads: int
-    kv_heads: int
+    group: int
     limit: int = 16
-    _says = "{heads} query heads over {kv_heads} key/value heads is not supported."
-    _remedy = "kv_heads must divide heads, with at most {limit} query heads per key/value head."
+    _says = "{group} query heads per key/value head are not supported."
+    _remedy = "use a model with at most {limit}."
 
 
 @dataclass(eq=False, kw_only=True)
@@ -366,7 +386,7 @@ class NotResident(CfdslError):
     size: int
     part: str
     ctas_per_sm: int = 1
-    _says = "the launch has {clusters} clusters of {size}, but {part} holds {resident} at once with {ctas_per_sm} CTAs per SM."
+    _says = "the launch has {clusters} clusters of {size}, but {part} holds {resident} at once (CTAs per SM: {ctas_per_sm})."
     _remedy = "use at most {resident} clusters, a smaller cluster, or less shared memory per CTA: a grid barrier waits for all of them."
 
 

@@ -133,7 +133,7 @@ class _Reader:
 
     def number(self, raw: Mapping[str, Any], key: str, default: float | None = None) -> float:
         value = raw.get(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
             self.reasons.append(f"{key} is {'missing' if value is None else f'{value!r}, not a positive number'}")
             return 1.0
         return float(value)
@@ -153,7 +153,7 @@ def _from_hf(raw: Mapping[str, Any], name: str) -> ModelConfig:
         "norm_eps": read.number(raw, "rms_norm_eps"),
         "rope_theta": read.number({**raw, **_rope_parameters(raw)}, "rope_theta", 10000.0),
         "rope_scaling": _rope_scaling(read),
-        "rotary_dim": int(head_dim * read.number(raw, "partial_rotary_factor", 1.0)),
+        "rotary_dim": _rotary_dim(read, head_dim),
         "qkv_bias": raw.get("model_type") == "qwen2",
         "tied_embeddings": bool(raw.get("tie_word_embeddings", False)),
         "activation": raw.get("hidden_act", "silu"),
@@ -187,6 +187,14 @@ def _head_dim(read: _Reader, hidden: int, heads: int) -> int:
     return hidden // heads if heads else 0
 
 
+def _rotary_dim(read: _Reader, head_dim: int) -> int:
+    factor = read.number({**read.raw, **_rope_parameters(read.raw)}, "partial_rotary_factor", 1.0)
+    rotary = int(head_dim * factor)
+    if head_dim and (rotary % 2 or not 0 < rotary <= head_dim):
+        read.reasons.append(f"partial_rotary_factor {factor} rotates {rotary} of {head_dim} dimensions, not an even part of them")
+    return rotary
+
+
 def _unsupported(raw: Mapping[str, Any]) -> list[str]:
     """The things that a config may ask for and that cfdsl does not do."""
     reasons = []
@@ -194,8 +202,9 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
     if model_type not in MODEL_TYPES:
         reasons.append(f"model_type is {model_type!r}; known are {', '.join(MODEL_TYPES)}")
     if raw.get("quantization_config"):
-        method = dict(raw["quantization_config"]).get("quant_method", "some method")
-        reasons.append(f"its weights are quantised ({method})")
+        quantised = raw["quantization_config"]
+        method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
+        reasons.append(f"its weights are quantised ({method or 'method not named'})")
     window, longest = raw.get("sliding_window"), raw.get("max_position_embeddings")
     used = raw.get("use_sliding_window", model_type != "qwen2")
     if used and isinstance(window, int) and not (isinstance(longest, int) and window >= longest):

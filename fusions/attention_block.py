@@ -5,9 +5,10 @@
 One cluster works on one KV head, or on several, or several clusters share one. The options are dataflows of the same sum:
 
     qkv   "rows": each rank computes whole rows of q, k, v, and a gather gives everyone all. "split_k": each rank takes a slice of the
-          contraction, and a reduce adds the terms.
+          contraction, and a reduce adds the terms. "grid": every CTA of the launch computes rows, gathered through device memory;
+          the work is not tied to heads then, and several clusters may share one, each with some of its tokens (`splits`).
     out   "gather": attention's result is gathered over the grid, then each CTA computes whole rows of y: deterministic.
-          "atomic": each head's cluster adds its own term of all of y to device memory.
+          "atomic": each head's cluster adds its own term of all of y to device memory. Not with qkv "grid".
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def attention_block(
     m: cf.ModelConfig,
     batch: int,
     *,
-    qkv: Literal["rows", "split_k"] = "rows",
+    qkv: Literal["rows", "split_k", "grid"] = "rows",
     out: Literal["gather", "atomic"] = "gather",
     layout: Literal["bhtd", "bthd"] = "bhtd",
 ) -> cf.Outputs:
@@ -43,21 +44,33 @@ def attention_block(
     norm, wo = cf.weight("norm", (m.hidden,)), cf.weight("wo", (m.hidden, q_size))
     wq, wk, wv = cf.weight("wq", (q_size, m.hidden)), cf.weight("wk", (kv_size, m.hidden)), cf.weight("wv", (kv_size, m.hidden))
 
+    bq = bk = bv = None
+    if m.qkv_bias:
+        bq, bk, bv = cf.weight("bq", (q_size,)), cf.weight("bk", (kv_size,)), cf.weight("bv", (kv_size,))
+
     h = x + residual
     normed = cf.rms_norm(h, norm, m.norm_eps)
+    if qkv == "grid":
+        if out == "atomic":
+            raise cf.TraceError(problem="qkv='grid' does not go with out='atomic'", advice="choose out='gather', or another qkv")
+        q = cf.linear(normed, wq, bq, shard="out")
+        k = cf.linear(normed, wk, bk, shard="out")
+        v = cf.linear(normed, wv, bv, shard="out")
+        q, k, v = cf.grid_gather(q, k, v)
     with cf.clusters(over=m.kv_heads) as head:
-        wq, wk, wv = wq.split_heads(m.heads)[head], wk.split_heads(m.kv_heads)[head], wv.split_heads(m.kv_heads)[head]
-        bq = bk = bv = None
-        if m.qkv_bias:
-            bq = cf.weight("bq", (q_size,)).split_heads(m.heads)[head]
-            bk = cf.weight("bk", (kv_size,)).split_heads(m.kv_heads)[head]
-            bv = cf.weight("bv", (kv_size,)).split_heads(m.kv_heads)[head]
+        if qkv == "grid":
+            q = cf.split_heads(q, m.heads)[:, head]
+            k, v = cf.split_heads(k, m.kv_heads)[:, head], cf.split_heads(v, m.kv_heads)[:, head]
+        else:
+            wq, wk, wv = wq.split_heads(m.heads)[head], wk.split_heads(m.kv_heads)[head], wv.split_heads(m.kv_heads)[head]
+            if bq is not None and bk is not None and bv is not None:
+                bq, bk, bv = bq.split_heads(m.heads)[head], bk.split_heads(m.kv_heads)[head], bv.split_heads(m.kv_heads)[head]
         if qkv == "rows":
             q = cf.linear(normed, wq, bq, shard="out")
             k = cf.linear(normed, wk, bk, shard="out")
             v = cf.linear(normed, wv, bv, shard="out")
             q, k, v = cf.cluster_gather(q, k, v)
-        else:
+        elif qkv == "split_k":
             q = cf.linear(normed, wq, shard="in")
             k = cf.linear(normed, wk, shard="in")
             v = cf.linear(normed, wv, shard="in")
@@ -67,14 +80,15 @@ def attention_block(
         q = cf.rope(q, cos, sin, pos, style=m.rope_style, rotary_dim=m.rotary_dim)
         k = cf.rope(k, cos, sin, pos, style=m.rope_style, rotary_dim=m.rotary_dim)
         cache = cf.kv_cache("cache", batch, m.kv_heads, "tokens", m.head_dim, layout=layout)[head].append(k, v, at=length)
-        o = cf.attend(q, cache, shard="tokens")
+        o = cf.attend(q, cache, shard="tokens", across="all" if qkv == "grid" else "cluster")
         if out == "gather":
             o = cf.cluster_reduce_scatter(o, dim=2)
         else:
             o = cf.cluster_reduce(o)
             terms = cf.linear(cf.merge_heads(o), wo[:, head], shard="out")
     if out == "gather":
-        y = cf.linear(cf.merge_heads(cf.grid_gather(o)), wo, shard="out")
+        o = cf.grid_reduce(o) if qkv == "grid" else cf.grid_gather(o)
+        y = cf.linear(cf.merge_heads(o), wo, shard="out")
     else:
         y = cf.grid_reduce_scatter(terms, dim=1)
     return cf.outputs(y=y + h)
@@ -87,7 +101,8 @@ def reference(
     """What the block must compute, as one would write it in PyTorch.
 
     Returns y (batch, hidden), not rounded, and cache_k, cache_v as they are after the call (new tensors). precision: "f32" or "f64".
-    A length out of range is clamped to 0..capacity; the new token is attended to in any case, and stored if there is room.
+    A length out of 0..capacity is clamped for attention. The new token is attended to in any case; it is stored at index `length`, and
+    nowhere if the cache has no such index.
     """
     import torch
     import torch.nn.functional as F
@@ -121,14 +136,14 @@ def _rotate(m: cf.ModelConfig, x: Tensor, cos: Tensor, sin: Tensor, pos: Tensor)
 
 
 def _with_token(cache: Tensor, new: Tensor, length: Tensor, layout: str) -> Tensor:
-    """Store new (heads, dim) in one sequence's cache if it has room. Returns (heads, tokens + 1, dim): what is attended to."""
+    """Store new (heads, dim) at index `length` of one sequence's cache, if there is one. Returns (heads, tokens + 1, dim): all attended."""
     import torch
 
     by_head = cache if layout == "bhtd" else cache.transpose(0, 1)
     at = min(max(int(length), 0), by_head.shape[1])
     token = new.to(cache.dtype)
-    if at < by_head.shape[1]:
-        by_head[:, at] = token
+    if 0 <= int(length) < by_head.shape[1]:
+        by_head[:, int(length)] = token
     return torch.cat((by_head[:, :at], token[:, None]), 1)
 
 

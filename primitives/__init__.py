@@ -1,7 +1,14 @@
 """Device code for fused decode kernels on thread-block clusters, written in CuTe DSL.
 
 Everything here runs on the GPU or describes geometry to code that does. Nothing here knows a model, a fusion or the compiler; a
-hand-written kernel may import these modules directly. Leaves first:
+hand-written kernel may import these modules directly.
+
+Docstrings say who calls (one thread, a warp, all consumer threads), what must hold before and what holds after, which barrier is
+involved with how many bytes, and whether a second call needs anything. Unless one says otherwise: a function has no barrier inside; a
+buffer in shared memory is f32, 16-byte aligned, and at the same offset in every CTA of a cluster; sizes are compile-time constants.
+
+The dataflows (collectives between the CTAs of a cluster instead of round trips through global memory) follow ClusterFusion (Luo et al.
+2025, arXiv:2508.18850); the code does not. Leaves first:
 
     cta          who am I: warp, lane; the consumer warps' named barrier; the shared-memory arena
     warp         reductions inside one warp
@@ -15,6 +22,7 @@ hand-written kernel may import these modules directly. Leaves first:
     pointwise    activation functions
     kv           cache lengths, and appending a token
     attention    one token's attention over the ring, split over warps and ranks
+    multicast    a vector of global memory to all ranks of a cluster, each asking for its part
     cluster_gather, cluster_reduce    the two collectives on a cluster
     grid         the grid barrier, and collectives through global memory
 """

@@ -2,6 +2,7 @@
 
 A group of dim / 8 lanes holds one token, 8 dimensions a lane; a warp holds `32 * 8 / dim` tokens at a time and takes two such batches per
 step. Where many query heads share a KV head, warps split the heads among `head_groups`, and the tokens among the remaining warps.
+The running softmax is that of Milakov & Gimelshein 2018 (arXiv:1805.02867), merged over parts of the tokens as in Flash-Decoding.
 Softmax runs in base 2: scores are scaled by log2(e) / sqrt(dim), and kept as (m, l, o) = (max, sum, unnormalised output).
 """
 
@@ -21,12 +22,16 @@ LOWEST = -1e30  # below any score; finite, so that differences of two of them ar
 
 @dataclass(frozen=True)
 class Attend:
-    """`heads` query heads per KV head, head size `dim`, tiles of `tokens` tokens, `warps` consumer warps."""
+    """`heads` query heads per KV head, head size `dim`, tiles of `tokens` tokens, `warps` consumer warps.
+
+    `ahead`: the next tokens are on their way to registers while the last ones are worked on; 16 registers more.
+    """
 
     heads: int
     dim: int
     tokens: int
     warps: int = 8
+    ahead: bool = True
 
     @property
     def lanes(self) -> int:
@@ -41,6 +46,11 @@ class Attend:
     @property
     def heads_per_warp(self) -> int:
         return -(-self.heads // self.head_groups)
+
+    @property
+    def score_slots(self) -> int:
+        """Scores of a step that one lane group sums together: two tokens x a power of two of heads."""
+        return 2 if self.heads_per_warp == 1 else 4 if self.heads_per_warp == 2 else 8
 
     @property
     def token_groups(self) -> int:
@@ -58,32 +68,82 @@ class Attend:
 
 
 @cute.jit
-def _scores(k: cute.Tensor, q: cute.Tensor, shape: cutlass.Constexpr) -> Float32:
-    acc = Float32(0.0)
-    for j in cutlass.range_constexpr(8):
-        acc += k[j].to(Float32) * q[j]
-    return warp.total(acc, shape.lanes)
+def _step(now: cute.Tensor, ok0, ok1, q: cute.Tensor, running: cute.Tensor, o: cute.Tensor, scores: cute.Tensor, shape: cutlass.Constexpr):
+    """Fold two tokens per lane group, `now` (8, token, key or value), into the running softmax of each head.
+
+    The scores of all heads and both tokens are summed over the lanes of the group together, so each lane is left with one of them: the
+    softmax of one (head, token) is that lane's work, `running` its (m, l), and only the weights go back to all lanes. Heads are rescaled
+    only where a maximum has moved.
+    """
+    hpw = cutlass.const_expr(shape.heads_per_warp)
+    n = cutlass.const_expr(shape.score_slots)
+    stride = cutlass.const_expr(shape.lanes // n)
+    base = cute.arch.lane_idx() // shape.lanes * shape.lanes
+    for b in cutlass.range_constexpr(2):
+        for h in cutlass.range_constexpr(n // 2):
+            acc = Float32(0.0)
+            if cutlass.const_expr(h < hpw):
+                for j in cutlass.range_constexpr(8):
+                    acc += now[j, b, 0].to(Float32) * q[j, h]
+            scores[h * 2 + b] = acc
+    score = warp.totals(scores, n, shape.lanes)
+    ok = ok0
+    if (cute.arch.lane_idx() // stride) % 2 == 1:
+        ok = ok1
+    if not ok:
+        score = -Float32.inf
+    top = cute.arch.fmax(score, cute.arch.shuffle_sync_bfly(score, stride))  # of the head's two tokens
+    top = cute.arch.fmax(running[0], top)
+    keep = cute.math.exp2(running[0] - top, fastmath=True)
+    weight = cute.math.exp2(score - top, fastmath=True)
+    running[0] = top
+    running[1] = running[1] * keep + weight
+    if cute.arch.vote_any_sync(keep < 1.0):
+        for h in cutlass.range_constexpr(hpw):
+            scale = cute.arch.shuffle_sync(keep, base + 2 * h * stride)
+            for j in cutlass.range_constexpr(8):
+                o[j, h] = o[j, h] * scale
+    for h in cutlass.range_constexpr(hpw):
+        p0 = cute.arch.shuffle_sync(weight, base + 2 * h * stride)
+        p1 = cute.arch.shuffle_sync(weight, base + (2 * h + 1) * stride)
+        for j in cutlass.range_constexpr(8):
+            o[j, h] = o[j, h] + p0 * now[j, 0, 1].to(Float32) + p1 * now[j, 1, 1].to(Float32)
 
 
 @cute.jit
-def _step(k: cute.Tensor, v: cute.Tensor, ok0, ok1, q: cute.Tensor, m: cute.Tensor, l: cute.Tensor, o: cute.Tensor,
-          shape: cutlass.Constexpr):
-    """Fold two batches of tokens into the running softmax of each head."""
+def _per_head(running: cute.Tensor, m: cute.Tensor, l: cute.Tensor, shape: cutlass.Constexpr):
+    """From one (m, l) per lane, its head's and token's, to those of every head on every lane of the group."""
+    stride = cutlass.const_expr(shape.lanes // shape.score_slots)
+    base = cute.arch.lane_idx() // shape.lanes * shape.lanes
     for h in cutlass.range_constexpr(shape.heads_per_warp):
-        s0 = _scores(k[(None, 0)], q[(None, h)], shape)
-        s1 = _scores(k[(None, 1)], q[(None, h)], shape)
-        if not ok0:
-            s0 = -Float32.inf
-        if not ok1:
-            s1 = -Float32.inf
-        top = cute.arch.fmax(m[h], cute.arch.fmax(s0, s1))
-        keep = cute.math.exp2(m[h] - top, fastmath=True)
-        p0 = cute.math.exp2(s0 - top, fastmath=True)
-        p1 = cute.math.exp2(s1 - top, fastmath=True)
-        m[h] = top
-        l[h] = l[h] * keep + p0 + p1
-        for j in cutlass.range_constexpr(8):
-            o[j, h] = o[j, h] * keep + p0 * v[j, 0].to(Float32) + p1 * v[j, 1].to(Float32)
+        m[h] = cute.arch.shuffle_sync(running[0], base + 2 * h * stride)
+        first = cute.arch.shuffle_sync(running[1], base + 2 * h * stride)
+        l[h] = first + cute.arch.shuffle_sync(running[1], base + (2 * h + 1) * stride)
+
+
+@cute.jit
+def _first_token(step: cutlass.Constexpr, shape: cutlass.Constexpr) -> Int32:
+    """The first of this lane's two tokens of a step, in the tile. Warps past the last token group re-read its tokens for nothing."""
+    group = cta.warp() // shape.head_groups % shape.token_groups
+    return (step * shape.token_groups + group) * shape.tokens_per_step + cta.lane() // shape.lanes
+
+
+@cute.jit
+def _fetch(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32, step: cutlass.Constexpr, left: Int32, shape: cutlass.Constexpr,
+           into: cute.Tensor):
+    """Take this lane's 8 dimensions of two tokens, keys and values, into registers (8, token, key or value).
+
+    Waits for tile `at` before its first step, releases its stage after the last one's loads. `left` tokens of the tile are valid.
+    """
+    if cutlass.const_expr(step == 0):
+        rings.wait(smem, ring, at)
+    keys = rings.slot(smem, ring, at, into.element_type) + cta.lane() % shape.lanes * 8
+    for b in cutlass.range_constexpr(2):
+        token = cutlass.min(_first_token(step, shape) + b * (32 // shape.lanes), left - 1)
+        frag.load8(keys + token * shape.dim, into[(None, b, 0)])
+        frag.load8(keys + (shape.tokens + token) * shape.dim, into[(None, b, 1)])
+    if cutlass.const_expr(step == shape.steps - 1):
+        rings.release(smem, ring, at)
 
 
 @cute.jit
@@ -133,7 +193,9 @@ def decode(
 
     Before: `q` f32 (heads * dim,), `k_new`, `v_new` f32 (dim,) in shared memory, rotated and synchronised. After a consumer barrier:
     `part_o` f32 (token_groups, heads, dim) and `part_ml` f32 (token_groups, heads, 2) hold each warp's (o; m, l): see `combine_warps`.
-    Returns the number of the next tile. Tokens at or past `length` never reach the result, whatever the stage holds there.
+    All consumer threads call it; the ring's barriers are the only ones inside. `scale` is log2(e) x the softmax scale. A rank without any
+    token leaves (0; LOWEST, 0). Returns the number of the next tile. Tokens at or past `length` never reach the result, whatever the
+    stage holds there.
     """
     w = cta.warp()
     lane = cta.lane()
@@ -150,26 +212,32 @@ def decode(
         for j in cutlass.range_constexpr(8):
             qr[j, h] = q[head * shape.dim + in_token * 8 + j] * scale
             o[j, h] = Float32(0.0)
-        m[h] = Float32(LOWEST)
-        l[h] = Float32(0.0)
-    k = cute.make_rmem_tensor((8, 2), dtype)
-    v = cute.make_rmem_tensor((8, 2), dtype)
-    batch = cutlass.const_expr(32 // shape.lanes)
-    for t in cutlass.range(tiles, unroll=1):
-        rings.wait(smem, ring, at + t)
-        keys = rings.slot(smem, ring, at + t, dtype)
-        values = keys + shape.tokens * shape.dim
-        valid = length - (rank + t * ranks) * shape.tokens
-        for u in cutlass.range_constexpr(shape.steps):
-            # warps past the last token group re-read its tokens; their result is dropped below
-            first = (u * shape.token_groups + part % shape.token_groups) * shape.tokens_per_step + lane // shape.lanes
-            for b in cutlass.range_constexpr(2):
-                token = cutlass.min(first + b * batch, valid - 1)
-                frag.load8(keys + token * shape.dim + in_token * 8, k[(None, b)])
-                frag.load8(values + token * shape.dim + in_token * 8, v[(None, b)])
-            if cutlass.const_expr(u == shape.steps - 1):
-                rings.release(smem, ring, at + t)
-            _step(k, v, first < valid, first + batch < valid, qr, m, l, o, shape)
+    running = cute.make_rmem_tensor(2, Float32)
+    running[0] = Float32(LOWEST)
+    running[1] = Float32(0.0)
+    scores = cute.make_rmem_tensor(shape.score_slots, Float32)
+    even = cute.make_rmem_tensor((8, 2, 2), dtype)
+    odd = cute.make_rmem_tensor((8, 2, 2), dtype)
+    # tiles per round, so that rounds start with the even registers
+    at_once = cutlass.const_expr(2 if shape.ahead and shape.steps % 2 == 1 else 1)
+    if cutlass.const_expr(shape.ahead):
+        if tiles > 0:
+            _fetch(smem, ring, at, 0, length - rank * shape.tokens, shape, even)
+    for t in cutlass.range(0, tiles, at_once, unroll=1):
+        for n in cutlass.range_constexpr(at_once * shape.steps):
+            now, then = (even, odd) if n % 2 == 0 or not shape.ahead else (odd, even)
+            tile = t + n // shape.steps
+            left = length - (rank + tile * ranks) * shape.tokens  # zero or less in a tile past the last: all of it is masked
+            if cutlass.const_expr(shape.ahead):
+                following = t + (n + 1) // shape.steps
+                if following < tiles:
+                    rest = length - (rank + following * ranks) * shape.tokens
+                    _fetch(smem, ring, at + following, (n + 1) % shape.steps, rest, shape, then)
+            else:
+                _fetch(smem, ring, at + tile, n, left, shape, now)
+            first = _first_token(n % shape.steps, shape)
+            _step(now, first < left, first + 32 // shape.lanes < left, qr, running, o, scores, shape)
+    _per_head(running, m, l, shape)
     mine = (rank == ranks - 1) & (part == 0) & (lane < shape.lanes)
     _fold_new(k_new, v_new, dtype, mine, qr, m, l, o, shape)
     _merge_lanes(m, l, o, shape)
@@ -191,6 +259,8 @@ def combine_warps(
 ):
     """After a consumer barrier: the CTA's (o; m, l) of each head, into `o` f32 (heads * dim,), `stats` f32 (heads, 2) from head `head0`.
 
+    `threads` consumer threads, from 0. `part_o`, `part_ml` as `decode` left them; warps are combined in order, so the bits repeat.
+
     `o` stays unnormalised: it is this rank's term of P(lse). Synchronise before reading.
     """
     for i in cutlass.range(cta.thread(), shape.heads * shape.dim, threads, unroll=1):
@@ -209,3 +279,53 @@ def combine_warps(
         if d == 0:
             stats[head0 + h, 0] = top
             stats[head0 + h, 1] = total
+
+
+@cute.jit
+def store_terms(
+    outs: cute.Tensor, stats: cute.Tensor, src: cute.Tensor, src_stats: cute.Tensor, heads: cutlass.Constexpr, block: cutlass.Constexpr,
+    dim: cutlass.Constexpr, all_heads: cutlass.Constexpr, split: Int32, head0: Int32, rank: Int32, threads: cutlass.Constexpr,
+):
+    """Write this rank's slice of `heads` softmax terms, from head `head0`, to global memory; rank 0 writes the statistics.
+
+    `outs` f32 (splits, all_heads, dim) and `stats` f32 (splits, all_heads, 2), flattened; the slice is dimensions
+    [rank * block, (rank + 1) * block) of each head. Follow with `grid.barrier`, then `load_terms`.
+    """
+    for i in cutlass.range(cta.thread(), heads * block, threads, unroll=1):
+        outs[((split * all_heads + head0) + i // block) * dim + rank * block + i % block] = src[i]
+    if (rank == 0) & (cta.thread() < heads):
+        at = (split * all_heads + head0 + cta.thread()) * 2
+        stats[at] = src_stats[cta.thread(), 0]
+        stats[at + 1] = src_stats[cta.thread(), 1]
+
+
+@cute.jit
+def load_terms(
+    outs: cute.Tensor, stats: cute.Tensor, splits: cutlass.Constexpr, heads: cutlass.Constexpr, dim: cutlass.Constexpr,
+    shape: cutlass.Constexpr,
+) -> cute.TensorSSA:
+    """The fragment of all heads' attention outputs, `heads * dim` f32: the terms of `splits` clusters combined in order, normalised.
+
+    `outs` and `stats` as `store_terms` left them, after a grid barrier.
+    """
+    raw = cute.make_rmem_tensor((8, splits), Float32)
+    out = cute.make_rmem_tensor((8, shape.chunks_per_lane), Float32)
+    out.fill(0.0)
+    for i in cutlass.range_constexpr(shape.chunks_per_lane):
+        c = frag.chunk(shape, i)
+        if c < shape.chunks:
+            h = c * 8 // dim
+            top = Float32(LOWEST)
+            for s in cutlass.range_constexpr(splits):
+                frag.load8(outs.iterator + (s * heads * dim + c * 8), raw[(None, s)])
+                top = cute.arch.fmax(top, stats[(s * heads + h) * 2])
+            total = Float32(0.0)
+            for s in cutlass.range_constexpr(splits):
+                keep = cute.math.exp2(stats[(s * heads + h) * 2] - top, fastmath=True)
+                total += keep * stats[(s * heads + h) * 2 + 1]
+                for j in cutlass.range_constexpr(8):
+                    out[j, i] = out[j, i] + keep * raw[j, s]
+            inverse = 1.0 / total
+            for j in cutlass.range_constexpr(8):
+                out[j, i] = out[j, i] * inverse
+    return out.load()

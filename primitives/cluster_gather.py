@@ -14,7 +14,7 @@ def push(
     src: cute.Tensor, dst: cute.Tensor, n: cutlass.Constexpr, block: cutlass.Constexpr, mbar: cute.Pointer, rank: Int32,
     ranks: cutlass.Constexpr, threads: cutlass.Constexpr,
 ):
-    """Push this rank's slice of a value to every rank, itself included.
+    """Push this rank's slice of a value to every rank, itself included. `threads` consumer threads, from 0; no barrier inside.
 
     Before: `src` f32 (n,), `n` = blocks x `block`, is this rank's slice in own shared memory, synchronised. After `exchange.wait`: `dst`
     f32 (n * ranks,) is the whole value on every rank, with block b of rank r at (b * ranks + r) * block. `block` is a multiple of 4.

@@ -1,4 +1,9 @@
-"""ClusterReduce: P(op) -> R or S over the ranks of a cluster. Terms are combined in rank order, so all ranks get the same bits."""
+"""ClusterReduce: P(op) -> R or S over the ranks of a cluster. Terms are combined in rank order, so all ranks get the same bits.
+
+In each: *push* (the source synchronised among the consumers before), `exchange.wait` on the barrier that the pushes count on, then
+*combine*. Boxes, where pushes land, and barriers serve one exchange per launch; several exchanges may share a barrier that is armed
+with all their bytes. Push and combine have no barrier inside, and are called by `threads` consumer threads, from 0.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,7 @@ def push_scalar(value: Float32, box: cute.Tensor, mbar: cute.Pointer, rank: Int3
 
 @cute.jit
 def sum_scalar(box: cute.Tensor, ranks: cutlass.Constexpr) -> Float32:
-    """After `exchange.wait`: the sum over the ranks, in every thread."""
+    """After `exchange.wait`: the sum over the ranks of `box` f32 (ranks,), in every thread that calls it."""
     acc = box[0]
     for p in cutlass.range_constexpr(1, ranks):
         acc += box[p]
@@ -91,6 +96,9 @@ def combine_lse(
 ):
     """After `exchange.wait`: the attention output of this rank's slice, normalised: `dst` f32 (heads * block,).
 
+    `outs` f32 (ranks, heads * block) as `scatter` filled it, `stats` f32 (ranks, heads, 2) as `push_lse` did. At least one rank had a
+    token. Synchronise before reading `dst`.
+
     With M the maximum of the ranks' maxima m_p (base-2 logarithms), dst = sum_p 2^(m_p - M) o_p / sum_p 2^(m_p - M) l_p, in rank order.
     """
     for i in cutlass.range(cta.thread(), heads * block, threads, unroll=1):
@@ -105,3 +113,29 @@ def combine_lse(
             total += scale * stats[p, h, 1]
             acc += scale * outs[p, i]
         dst[i] = acc / total
+
+
+@cute.jit
+def merge_lse(
+    outs: cute.Tensor, stats: cute.Tensor, dst: cute.Tensor, dst_stats: cute.Tensor, heads: cutlass.Constexpr, block: cutlass.Constexpr,
+    ranks: cutlass.Constexpr, threads: cutlass.Constexpr,
+):
+    """As `combine_lse`, but the result is again a term: `dst` f32 (heads * block,) unnormalised, `dst_stats` f32 (heads, 2) its (m, l).
+
+    For clusters that share a head's tokens: their terms are combined later, see `attention.load_terms`.
+    """
+    for i in cutlass.range(cta.thread(), heads * block, threads, unroll=1):
+        h = i // block
+        top = stats[0, h, 0]
+        for p in cutlass.range_constexpr(1, ranks):
+            top = cute.arch.fmax(top, stats[p, h, 0])
+        total = Float32(0.0)
+        acc = Float32(0.0)
+        for p in cutlass.range_constexpr(ranks):
+            scale = cute.math.exp2(stats[p, h, 0] - top, fastmath=True)
+            total += scale * stats[p, h, 1]
+            acc += scale * outs[p, i]
+        dst[i] = acc
+        if i % block == 0:
+            dst_stats[h, 0] = top
+            dst_stats[h, 1] = total

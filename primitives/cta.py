@@ -17,7 +17,7 @@ def arena(nbytes: int) -> cute.Pointer:
 
 
 def view(smem: cute.Pointer, offset: int, dtype: type, shape: tuple[int, ...] | int) -> cute.Tensor:
-    """A row-major tensor of `dtype` at byte `offset` (a multiple of 16) of the arena."""
+    """A row-major tensor of `dtype` and static `shape` at byte `offset` (a multiple of 16) of the arena. Nothing is initialised."""
     pointer = cute.recast_ptr((smem + offset).align(16), dtype=dtype)
     if isinstance(shape, int):
         return cute.make_tensor(pointer, cute.make_layout(shape))
@@ -29,25 +29,32 @@ def view(smem: cute.Pointer, offset: int, dtype: type, shape: tuple[int, ...] | 
 
 
 def barriers(smem: cute.Pointer, offset: int) -> cute.Pointer:
-    """A pointer to the mbarriers at byte `offset` of the arena."""
+    """A pointer to the mbarriers, 8 bytes each, at byte `offset` (a multiple of 8) of the arena."""
     return cute.recast_ptr((smem + offset).align(8), dtype=cutlass.Int64)
 
 
 def thread() -> Int32:
+    """This thread's number in its CTA; consumers are 0 .. 32 * W - 1."""
     tidx, _, _ = cute.arch.thread_idx()
     return tidx
 
 
 def warp() -> Int32:
+    """This warp's number in its CTA, known to the compiler to be the same in all lanes."""
     return cute.arch.make_warp_uniform(cute.arch.warp_idx())
 
 
 def lane() -> Int32:
+    """This thread's number in its warp."""
     return cute.arch.lane_idx()
 
 
 def consumer_sync(warps: int) -> None:
-    """Barrier among the `warps` consumer warps; the producer warp takes no part and is never held up."""
+    """Barrier among the `warps` consumer warps; the producer warp takes no part and is never held up.
+
+    What a consumer thread wrote to shared memory before, all consumer threads see after. Every consumer thread must call it, as often as
+    the others; it may be called any number of times.
+    """
     cute.arch.barrier(barrier_id=CONSUMER_BARRIER, number_of_threads=32 * warps)
 
 

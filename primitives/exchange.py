@@ -15,26 +15,36 @@ from cutlass.cute.arch import store_async_dsmem
 
 @cute.jit
 def init(mbar: cute.Pointer, nbytes: cutlass.Constexpr):
-    """One thread, before the cluster's first rendezvous: one arrival, and `nbytes` of pushes in the only phase."""
+    """One thread, before the cluster's first rendezvous: one arrival, that of `arm`. `nbytes` only says what the barrier is for.
+
+    Then `mbarrier_init_fence`, `arm`, and a barrier of the cluster before anybody pushes: a peer's barrier must exist by then.
+    """
     cute.arch.mbarrier_init(mbar, 1)
 
 
 @cute.jit
 def arm(mbar: cute.Pointer, nbytes: cutlass.Constexpr):
-    """One thread, after the init fence: announce the `nbytes` (at most 2^20 - 1) that this CTA will receive."""
+    """One thread, once, after the init fence: announce the `nbytes` (at most 2^20 - 1) that this CTA will receive.
+
+    Exactly so many: with fewer the wait ends early or the barrier fails, with more it never ends. Pushes may land before it.
+    """
     cute.arch.mbarrier_arrive_and_expect_tx(mbar, nbytes)
 
 
 @cute.jit
 def wait(mbar: cute.Pointer):
-    """All threads that read what was pushed: until every byte of the exchange has landed here."""
+    """All threads that read what was pushed: until every byte of the exchange has landed here, and is visible to this thread.
+
+    No consumer barrier is needed between it and the reads. May be called again in the same launch: it returns at once.
+    """
     cute.arch.mbarrier_wait(mbar, 0)
 
 
 def push4(dst: cute.Pointer, src: cute.Pointer, mbar: cute.Pointer, peer: Int32) -> None:
     """One thread: 16 bytes, four f32, from own shared memory to the same-named address at `peer`; counts 16 on its `mbar`.
 
-    `st.async`: 240 cycles one way on an H100, where a remote arrive costs 875. Both pointers are local addresses, 16-byte aligned.
+    `st.async`: 240 cycles one way on an H100, where a remote arrive costs 875. All pointers are local addresses, `dst` and `src` 16-byte
+    aligned. The values are read at once: `src` may be written again when the call returns. Not visible to `peer` before its `wait`.
     """
     words = cute.make_rmem_tensor(4, Float32)
     cute.autovec_copy(cute.make_tensor(src.align(16), cute.make_layout(4)), words)
@@ -43,10 +53,10 @@ def push4(dst: cute.Pointer, src: cute.Pointer, mbar: cute.Pointer, peer: Int32)
 
 
 def push2(dst: cute.Pointer, a: Float32, b: Float32, mbar: cute.Pointer, peer: Int32) -> None:
-    """One thread: two f32 to `peer`, 8-byte aligned; counts 8 on its `mbar`."""
+    """One thread: two f32 from registers to the address `dst` at `peer`, 8-byte aligned; counts 8 on its `mbar`."""
     store_async_dsmem(dst.align(8), (a.bitcast(Int32), b.bitcast(Int32)), mbar, peer)
 
 
 def push1(dst: cute.Pointer, value: Float32, mbar: cute.Pointer, peer: Int32) -> None:
-    """One thread: one f32 to `peer`; counts 4 on its `mbar`."""
+    """One thread: one f32 from a register to the address `dst` at `peer`; counts 4 on its `mbar`."""
     store_async_dsmem(dst, value.bitcast(Int32), mbar, peer)

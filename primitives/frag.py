@@ -28,7 +28,11 @@ def load8(src: cute.Pointer, dst: cute.Tensor):
 
 @cute.jit
 def load(src: cute.Tensor, shape: cutlass.Constexpr, col0: Int32 = 0) -> cute.TensorSSA:
-    """The fragment of `src[col0 : col0 + cols]`, a vector in global or shared memory of any float type; float32 out."""
+    """The fragment (8, chunks_per_lane) of `src[col0 : col0 + cols]`, a vector of any float type in global or shared memory; f32 out.
+
+    All consumer threads call it; `col0` is a multiple of 8. No barrier: a vector in shared memory must be synchronised before.
+    Positions past the end of the vector are 0.
+    """
     raw = cute.make_rmem_tensor((8, shape.chunks_per_lane), src.element_type)
     if cutlass.const_expr(shape.ragged):
         raw.fill(0)
@@ -44,7 +48,7 @@ def load(src: cute.Tensor, shape: cutlass.Constexpr, col0: Int32 = 0) -> cute.Te
 
 @cute.jit
 def hold(value: cute.TensorSSA) -> cute.Tensor:
-    """Keep a fragment in registers that can be indexed."""
+    """A fragment f32 (8, chunks_per_lane) in registers that can be indexed, by constants only."""
     kept = cute.make_rmem_tensor(value.shape, Float32)
     kept.store(value)
     return kept
@@ -52,7 +56,10 @@ def hold(value: cute.TensorSSA) -> cute.Tensor:
 
 @cute.jit
 def store(dst: cute.Tensor, value: cute.TensorSSA, shape: cutlass.Constexpr, col0: Int32 = 0):
-    """Write a fragment to `dst[col0 : col0 + cols]`, rounded to its type; one row group writes."""
+    """Write a fragment to `dst[col0 : col0 + cols]`, rounded to its type; all consumer threads call it, one row group writes.
+
+    `dst` is in shared or global memory, `col0` a multiple of 8. No barrier: synchronise before others read.
+    """
     out = cute.make_rmem_tensor(value.shape, dst.element_type)
     out.store(value.to(dst.element_type))
     for i in cutlass.range_constexpr(shape.chunks_per_lane):

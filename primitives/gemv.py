@@ -24,47 +24,63 @@ def _dot(row: cute.Tensor, x: cute.Tensor, n: cutlass.Constexpr) -> Float32:
 
 
 @cute.jit
+def _fetch(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32, dtype: cutlass.Constexpr, shape: cutlass.Constexpr, into: cute.Tensor):
+    """Wait for tile `at`, take this thread's part of it into registers, and release the stage: before any arithmetic."""
+    rings.wait(smem, ring, at)
+    group = cta.warp() // shape.warps_per_row
+    tile = rings.slot(smem, ring, at, dtype) + group * shape.cols
+    for r in cutlass.range_constexpr(shape.rows // shape.row_groups):
+        for i in cutlass.range_constexpr(shape.chunks_per_lane):
+            c = frag.chunk(shape, i)
+            if cutlass.const_expr(shape.ragged):
+                c = cutlass.min(c, Int32(shape.chunks - 1))  # past the end `x` is zero: any finite weight will do
+            frag.load8(tile + (r * shape.row_groups * shape.cols + c * 8), into[(None, i, r)])
+    rings.release(smem, ring, at)
+
+
+@cute.jit
 def rows(
     smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32, x: cute.Tensor, dtype: cutlass.Constexpr, shape: cutlass.Constexpr,
     tiles: Int32, part: cute.Tensor,
 ) -> Int32:
     """Eat `tiles` tiles of rows; row `r` of tile `t` is `part[:, t * shape.rows + r]`. Returns the number of the next tile.
 
-    A stage is released as soon as its values are in registers, before the arithmetic. Call `cta.consumer_sync` before `total`.
+    All consumer threads. Before: the producer streams, or will stream, the same tiles with `stream.rows`; `x` f32 (8, chunks_per_lane) is
+    the vector as `frag` spreads it, 0 past its end, in registers (`frag.hold`). Tiles hold values of the 16-bit type `dtype`. After a
+    consumer barrier: `part` f32 (warps_per_row, >= tiles x rows) has each warp's terms.
+
+    A warp takes a batch of tiles per round, the next tile's values on their way to registers while it multiplies the last one's, and adds
+    up all rows of the batch over its lanes together (`warp.totals`): reductions, not products, are what a lone row costs.
     """
     per_warp = cutlass.const_expr(shape.rows // shape.row_groups)
+    batch = cutlass.const_expr(max(2, 8 // per_warp))
     cpl = cutlass.const_expr(shape.chunks_per_lane)
     w = cta.warp()
     lane = cta.lane()
-    warp_in_row = w % shape.warps_per_row
-    group = w // shape.warps_per_row
-    values = cute.make_rmem_tensor((8, cpl, per_warp), dtype)
-    for t in cutlass.range(tiles, unroll=1):
-        rings.wait(smem, ring, at + t)
-        tile = rings.slot(smem, ring, at + t, dtype)
-        for r in cutlass.range_constexpr(per_warp):
-            row = tile + (group + r * shape.row_groups) * shape.cols
-            for i in cutlass.range_constexpr(cpl):
-                c = frag.chunk(shape, i)
-                if cutlass.const_expr(shape.ragged):
-                    c = cutlass.min(c, Int32(shape.chunks - 1))  # past the end `x` is zero: any finite weight will do
-                frag.load8(row + c * 8, values[(None, i, r)])
-        rings.release(smem, ring, at + t)
-        base = t * shape.rows + group
-        for r in cutlass.range_constexpr(0, per_warp - 1, 2):
-            both = warp.total_pair(_dot(values[(None, None, r)], x, cpl), _dot(values[(None, None, r + 1)], x, cpl))
-            if lane % 16 == 0:
-                part[warp_in_row, base + (r + lane // 16) * shape.row_groups] = both
-        if cutlass.const_expr(per_warp % 2 == 1):
-            last = warp.total(_dot(values[(None, None, per_warp - 1)], x, cpl))
-            if lane == 0:
-                part[warp_in_row, base + (per_warp - 1) * shape.row_groups] = last
+    even = cute.make_rmem_tensor((8, cpl, per_warp), dtype)
+    odd = cute.make_rmem_tensor((8, cpl, per_warp), dtype)
+    sums = cute.make_rmem_tensor(batch * per_warp, Float32)
+    mine = warp.index(lane, batch * per_warp)
+    if tiles > 0:
+        _fetch(smem, ring, at, dtype, shape, even)
+    for first in cutlass.range(0, tiles, batch, unroll=1):
+        for u in cutlass.range_constexpr(batch):
+            now, then = (even, odd) if u % 2 == 0 else (odd, even)
+            if first + (u + 1) < tiles:
+                _fetch(smem, ring, at + first + (u + 1), dtype, shape, then)
+            for r in cutlass.range_constexpr(per_warp):
+                sums[u * per_warp + r] = _dot(now[(None, None, r)], x, cpl)
+        acc = warp.totals(sums, batch * per_warp)
+        tile = first + mine // per_warp
+        if (lane % (32 // (batch * per_warp)) == 0) & (tile < tiles):
+            row = tile * shape.rows + w // shape.warps_per_row + (mine % per_warp) * shape.row_groups
+            part[w % shape.warps_per_row, row] = acc
     return at + tiles
 
 
 @cute.jit
 def total(part: cute.Tensor, i: Int32, warps_per_row: cutlass.Constexpr) -> Float32:
-    """Row `i` of the product: its warps' terms, added in warp order."""
+    """Row `i` of the product: its warps' terms, added in warp order. Any thread, after the consumer barrier that follows `rows`."""
     acc = part[0, i]
     for w in cutlass.range_constexpr(1, warps_per_row):
         acc += part[w, i]

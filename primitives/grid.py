@@ -13,12 +13,23 @@ SPIN_LIMIT = 1 << 22  # polls; a second or two: a kernel that is not resident gi
 
 
 @cute.jit
-def barrier(sync: cute.Tensor, ctas: cutlass.Constexpr, warps: cutlass.Constexpr):
+def phase(sync: cute.Tensor) -> Int32:
+    """The word that the first `barrier` of this launch starts from. Any thread, after the predecessor has finished.
+
+    Others may have arrived already: only the top bit matters, and that cannot flip before this CTA arrives too.
+    """
+    return cute.arch.load(sync.iterator, Int32, sem="relaxed", scope="gpu")
+
+
+@cute.jit
+def barrier(sync: cute.Tensor, before: Int32, ctas: cutlass.Constexpr, warps: cutlass.Constexpr) -> Int32:
     """Every consumer thread of every CTA: what any wrote to global memory before, all see after. Needs all CTAs resident.
 
     `sync` is i32 global memory, zero before its first use: word 0 the counter, word 1 the status flags. CTA 0 adds 2^31 - (ctas - 1) and
     each other CTA 1, so the top bit flips exactly when the last has come, whatever was counted before: no reset, no overflow.
-    One release add and acquire polls by one thread: 1.1 us over 132 CTAs of an H100.
+    The top-bit trick is that of CUDA's cooperative groups (grid.sync). `before` is what `phase` or the last `barrier` returned: knowing it,
+    arriving is one release add without an answer, and one thread polls with acquire loads. A CTA that polls SPIN_LIMIT times gives up and
+    sets BARRIER_TIMED_OUT; then `sync` must be zeroed before it is used again. Two consumer barriers inside.
     """
     cta.consumer_sync(warps)
     if cta.thread() == 0:
@@ -26,8 +37,7 @@ def barrier(sync: cute.Tensor, ctas: cutlass.Constexpr, warps: cutlass.Constexpr
         step = Int32(1)
         if bidx == 0:
             step = Int32(((2**31 - (ctas - 1)) ^ 2**31) - 2**31)  # 2^31 - (ctas - 1) as a signed word
-        cute.arch.fence_acq_rel_gpu()
-        before = cute.arch.atomic_add(sync.iterator, step, sem="release", scope="gpu")
+        cute.arch.red(sync.iterator, step, op="add", dtype=Int32, sem="release", scope="gpu")
         waiting = Boolean(True)
         spins = Int32(0)
         while waiting & (spins < SPIN_LIMIT):
@@ -36,8 +46,36 @@ def barrier(sync: cute.Tensor, ctas: cutlass.Constexpr, warps: cutlass.Constexpr
             spins += 1
         if waiting:
             cute.arch.atomic_or(sync.iterator + 1, Int32(BARRIER_TIMED_OUT), sem="relaxed", scope="gpu")
-        cute.arch.fence_acq_rel_gpu()
     cta.consumer_sync(warps)
+    return before ^ Int32(-(2**31))
+
+
+@cute.jit
+def fetch(src: cute.Tensor, offset: Int32, n: cutlass.Constexpr, threads: cutlass.Constexpr) -> cute.Tensor:
+    """Start reading `n` f32 of a global vector from `offset`: element r * threads + thread in register r. Follow with `keep`.
+
+    Nothing waits for the values here, so several fetches are on their way together.
+    """
+    got = cute.make_rmem_tensor(-(-n // threads), Float32)
+    got.fill(0.0)
+    for r in cutlass.range_constexpr(-(-n // threads)):
+        i = cta.thread() + r * threads
+        if cutlass.const_expr((r + 1) * threads <= n):
+            got[r] = src[offset + i]
+        elif i < n:
+            got[r] = src[offset + i]
+    return got
+
+
+@cute.jit
+def keep(dst: cute.Tensor, got: cute.Tensor, n: cutlass.Constexpr, threads: cutlass.Constexpr):
+    """Write what `fetch` read to a shared-memory vector f32 (n,). Synchronise before others read it."""
+    for r in cutlass.range_constexpr(-(-n // threads)):
+        i = cta.thread() + r * threads
+        if cutlass.const_expr((r + 1) * threads <= n):
+            dst[i] = got[r]
+        elif i < n:
+            dst[i] = got[r]
 
 
 @cute.jit
@@ -45,12 +83,18 @@ def publish(
     dst: cute.Tensor, src: cute.Tensor, n: cutlass.Constexpr, block: cutlass.Constexpr, stride: cutlass.Constexpr, offset: Int32,
     threads: cutlass.Constexpr,
 ):
-    """Write this CTA's `n` f32 to the global vector: `block` adjacent values, then `stride` on. Follow with `barrier`."""
+    """Write this CTA's `src` f32 (n,) to the global vector `dst`: `block` adjacent values from `offset`, the next ones `stride` further on.
+
+    `threads` consumer threads; `src` synchronised before. Follow with `barrier`: others may read after it.
+    """
     for i in cutlass.range(cta.thread(), n, threads, unroll=1):
         dst[offset + (i // block) * stride + i % block] = src[i]
 
 
 @cute.jit
 def add(dst: cute.Tensor, i: Int32, value: Float32):
-    """Add to one f32 of a global vector. The order of additions over CTAs is not fixed, so neither are the last bits."""
+    """One thread: add to one f32 of a global vector that was zeroed before. Others may read it after `barrier`.
+
+    The order of additions over CTAs is not fixed, so neither are the last bits.
+    """
     cute.arch.red(dst.iterator + i, value, op="add", dtype=Float32, sem="relaxed", scope="gpu")

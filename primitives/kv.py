@@ -13,15 +13,17 @@ POSITION_CLAMPED = 2
 BARRIER_TIMED_OUT = 4
 
 
+def clamp(value: Int32, low: Int32, high: Int32) -> Int32:
+    """`value` if it lies in [low, high], else the nearer end. No branch: nothing waits for the value until it is used."""
+    return cutlass.max(cutlass.min(value, high), low)
+
+
 @cute.jit
-def clamp(value: Int32, low: Int32, high: Int32, flag: cutlass.Constexpr, status: cute.Pointer) -> Int32:
-    """`value` if it lies in [low, high], else the nearer end; then status bit `flag` is set (by the grid's first thread)."""
-    kept = cutlass.max(cutlass.min(value, high), low)
-    if kept != value:
-        bidx, _, _ = cute.arch.block_idx()
-        if (bidx == 0) & (cta.thread() == 0):
-            cute.arch.atomic_or(status, Int32(flag), sem="relaxed", scope="gpu")
-    return kept
+def flag(status: cute.Pointer, bit: cutlass.Constexpr, wrong):
+    """Set a status bit in global memory if `wrong`; the grid's first thread does it. Goes last: nothing waits for it."""
+    bidx, _, _ = cute.arch.block_idx()
+    if wrong & (bidx == 0) & (cta.thread() == 0):
+        cute.arch.atomic_or(status, Int32(bit), sem="relaxed", scope="gpu")
 
 
 @cute.jit
@@ -31,6 +33,7 @@ def append(
 ):
     """Write the new token's `heads` x `dim` keys and values (f32 in shared memory) to both caches, rounded to their type.
 
+    `threads` consumer threads of one CTA; `k`, `v` f32 (heads * dim,) synchronised before. The caller makes sure that there is room.
     `base` is the element offset of (first head, new token); heads lie `head_stride` elements apart.
     """
     for i in cutlass.range(cta.thread(), heads * dim, threads, unroll=1):

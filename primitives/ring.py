@@ -26,11 +26,12 @@ class Ring:
     data: int
     full: int
     empty: int
+    window: int = 0
 
 
 @cute.jit
 def init(smem: cute.Pointer, ring: cutlass.Constexpr):
-    """One thread, before anybody waits."""
+    """One thread, once, before the init fence and the barrier after which others wait: both arrays of `stages` mbarriers."""
     full = cta.barriers(smem, ring.full)
     empty = cta.barriers(smem, ring.empty)
     for s in cutlass.range_constexpr(ring.stages):
@@ -39,6 +40,7 @@ def init(smem: cute.Pointer, ring: cutlass.Constexpr):
 
 
 def full_barrier(smem: cute.Pointer, ring: Ring, at: Int32) -> cute.Pointer:
+    """The mbarrier on which the bytes of tile `at` are counted."""
     return cta.barriers(smem, ring.full) + at % ring.stages
 
 
@@ -48,21 +50,37 @@ def slot(smem: cute.Pointer, ring: Ring, at: Int32, dtype: type) -> cute.Pointer
 
 
 @cute.jit
+def pace(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32):
+    """Producer, before it loads tile `at`: until tile `at - window` has landed, so that at most `window` tiles are in flight.
+
+    More in flight than the memory needs to stay busy only lengthens its queue, and every small load, barrier and exchange waits in it.
+    The ring still fills to its last stage while consumers wait. No limit if `window` is 0.
+    """
+    if cutlass.const_expr(0 < ring.window < ring.stages):
+        before = at - ring.window
+        if before >= 0:
+            cute.arch.mbarrier_wait(full_barrier(smem, ring, before), (before // ring.stages) & 1)
+
+
+@cute.jit
 def acquire(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32):
-    """Producer: until every consumer warp has released the tile that was in this stage a round ago."""
+    """Producer, all lanes: until every consumer warp has released the tile that was in this stage a round ago.
+
+    Returns at once in the first round. Tiles are acquired in order, each once.
+    """
     empty = cta.barriers(smem, ring.empty) + at % ring.stages
     cute.arch.mbarrier_wait(empty, ((at // ring.stages) & 1) ^ 1)
 
 
 @cute.jit
 def announce(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32, nbytes: Int32):
-    """Producer, one thread: the tile is complete once `nbytes` have landed."""
+    """Producer, one thread, once a tile, before its copies: the tile is complete once `nbytes` (at most 2^20 - 1) have landed."""
     cute.arch.mbarrier_arrive_and_expect_tx(full_barrier(smem, ring, at), nbytes)
 
 
 @cute.jit
 def wait(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32):
-    """Consumer: until tile `at` has landed."""
+    """Consumer, every thread that reads: until tile `at` has landed; its bytes are then visible to the caller."""
     cute.arch.mbarrier_wait(full_barrier(smem, ring, at), (at // ring.stages) & 1)
 
 

@@ -11,9 +11,10 @@ from primitives import cta, warp
 
 @cute.jit
 def mean_square(value: cute.TensorSSA, shape: cutlass.Constexpr, scratch: cute.Tensor, cols: cutlass.Constexpr) -> Float32:
-    """(sum of squares of the fragment's vector) / `cols`, the same bits in every consumer thread.
+    """(sum of squares of the fragment's vector) / `cols`, the same bits in every consumer thread. All consumer threads call it.
 
-    `scratch` is f32 (warps,) in shared memory, for this call alone. One barrier among the consumer warps. `cols` is the length of the
+    `value` f32 (8, chunks_per_lane) as `frag` spreads it, 0 past its end. `scratch` is f32 (warps,) in shared memory, for this call alone.
+    One barrier among the consumer warps. `cols` is the length of the
     whole row, so that slices of a row give terms of its mean.
     """
     squares = Float32((value * value).reduce(cute.ReductionOp.ADD, Float32(0.0), 0))
@@ -29,5 +30,5 @@ def mean_square(value: cute.TensorSSA, shape: cutlass.Constexpr, scratch: cute.T
 
 @cute.jit
 def rsqrt(mean: Float32, eps: cutlass.Constexpr) -> Float32:
-    """1 / sqrt(mean + eps)."""
+    """1 / sqrt(mean + eps), in the calling thread."""
     return cute.math.rsqrt(mean + eps)

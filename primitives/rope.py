@@ -1,4 +1,4 @@
-"""Rotary position embedding of vectors in shared memory, in place."""
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864) of vectors in shared memory, in place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from primitives import cta
 def angles(cos: cute.Tensor, sin: cute.Tensor, position: Int32, half: cutlass.Constexpr) -> tuple[Float32, Float32]:
     """This thread's cosine and sine: entry `thread % half` of row `position` of the f32 tables [positions, half].
 
-    Call it early: the two loads then hide behind whatever comes before `rotate`.
+    `position` must be a row of the tables (see `kv.clamp`). Call it early: the two loads then hide behind whatever comes before `rotate`.
     """
     i = position * half + cta.thread() % half
     return cos[i], sin[i]
@@ -24,7 +24,9 @@ def rotate(
     x: cute.Tensor, heads: cutlass.Constexpr, dim: cutlass.Constexpr, half: cutlass.Constexpr, interleaved: cutlass.Constexpr,
     cos: Float32, sin: Float32, threads: cutlass.Constexpr,
 ):
-    """Rotate the first `2 * half` dimensions of `heads` vectors of `dim` f32 in shared memory, by the angles of `angles`.
+    """Rotate the first `2 * half` dimensions of `heads` vectors `x` f32 (heads * dim,) in shared memory, by the angles of `angles`.
+
+    `threads` consumer threads, at least `half`. The other dimensions stay as they are. A second call would rotate again.
 
     Pairs are (i, i + half), or (2i, 2i + 1) where `interleaved`. Each thread keeps to one angle: thread t has pair t % half of heads
     t // half, t // half + threads // half, ... Call `cta.consumer_sync` before and after.

@@ -81,6 +81,10 @@ def rows(
 ) -> Int32:
     """Stream `tiles` tiles of `weight` from row `row0`, column `col0`; returns the number of the next tile.
 
+    All lanes of the producer warp. `weight` is in global memory, of a 16-bit type, flat or (*, ld), and 16-byte aligned at every row and
+    at `col0`. Tile `at + t` fills its stage with `rows` x `cols` elements, row-major without gaps, and counts rows x cols x 2 bytes on the
+    stage's full barrier. Returns when the last copy is issued, not when it has landed.
+
     Whole rows lie together and take one bulk copy a tile; parts of rows take one copy a row, spread over the lanes.
     """
     width = cutlass.const_expr(weight.element_type.width // 8)
@@ -92,6 +96,7 @@ def rows(
             row = row0 + (t // tiles_per_block) * shape.block_stride + (t % tiles_per_block) * shape.rows
         g = at + t
         rings.acquire(smem, ring, g)
+        rings.pace(smem, ring, g)
         dst = rings.slot(smem, ring, g, weight.element_type)
         full = rings.full_barrier(smem, ring, g)
         src = weight.iterator + (Int64(row) * shape.ld + col0)
@@ -109,7 +114,10 @@ def rows(
 
 @cute.jit
 def tile_count(length: Int32, tokens: cutlass.Constexpr, rank: Int32, ranks: cutlass.Constexpr) -> Int32:
-    """How many of the ceil(length / tokens) tiles rank `rank` has: tiles rank, rank + ranks, ... so that shares differ by one at most."""
+    """How many of the ceil(length / tokens) tiles rank `rank` has: tiles rank, rank + ranks, ... so that shares differ by one at most.
+
+    Producer and consumers must call it with the same `length`, or one of them waits for ever.
+    """
     return ((length + (tokens - 1)) // tokens - rank + (ranks - 1)) // ranks
 
 
@@ -120,7 +128,9 @@ def tokens(
 ) -> Int32:
     """Stream this rank's tiles of one head's keys and values, `base` elements into both tensors; returns the next tile's number.
 
-    Only tokens below `length` are read: the last tile announces fewer bytes, and consumers mask what it does not hold.
+    All lanes of the producer warp. Tile `t` of the rank holds keys (tokens, dim), then values (tokens, dim), of tokens
+    (rank + t x ranks) x tokens and on, and counts 2 x dim x 2 bytes a token on its full barrier. Only tokens below `length` are read: the
+    last tile announces fewer bytes, and consumers mask what it does not hold.
     """
     width = cutlass.const_expr(keys.element_type.width // 8)
     lane = cute.arch.lane_idx()
@@ -130,6 +140,7 @@ def tokens(
         count = cutlass.min(length - first, Int32(shape.tokens))
         g = at + t
         rings.acquire(smem, ring, g)
+        rings.pace(smem, ring, g)
         k_dst = rings.slot(smem, ring, g, keys.element_type)
         v_dst = k_dst + shape.tokens * shape.dim
         full = rings.full_barrier(smem, ring, g)

@@ -36,10 +36,10 @@ def bench(
     ] = None,
 ) -> None:
     """Measure a kernel on the GPU at hand, L2-cold and under CUDA graphs, beside torch."""
-    from cfdsl.cli.gpu import gpu_present
+    from cfdsl.cli.gpu import gpu_part
 
     kv_lens = parse_lengths(kv_len)
-    if not gpu_present():
+    if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl bench")
     quiet = json is not None and str(json) == "-"
     record = measured(request, kv_lens, peers, runs, budget)

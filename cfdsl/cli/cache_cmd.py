@@ -20,14 +20,14 @@ def cache(
     from cfdsl.runtime.cache import root
 
     folder = root()
-    record = {"path": str(folder), **contents(folder), "cleared": clear}
+    found = contents(folder)
     if clear:
         for name in ("source", "kernel", "lock"):
             shutil.rmtree(folder / name, ignore_errors=True)
     if json:
-        print_json(record)
+        print_json({"path": str(folder), **found, "cleared": clear})
         return
-    held = f"{plural(record['kernels'], 'kernel')}, {plural(record['sources'], 'source')}, {size(record['bytes'])}"
+    held = f"{plural(found['kernels'], 'kernel')}, {plural(found['sources'], 'source')}, {size(found['bytes'])}"
     console().print(f"{folder}\n{'cleared: ' if clear else ''}{held}", markup=False)
 
 

@@ -12,7 +12,7 @@ from cfdsl.compiler.parts import Part, part_named
 from cfdsl.models import ModelConfig, resolve
 
 if TYPE_CHECKING:
-    from cfdsl.dsl.trace import Fusion
+    from cfdsl.dsl.fusion import Fusion
 
 
 def fusion_names() -> tuple[str, ...]:

@@ -8,6 +8,8 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
+from cfdsl.errors import NoTarget
+
 if TYPE_CHECKING:
     from cfdsl.compiler.parts import Part
 
@@ -25,9 +27,12 @@ def gpu_present() -> bool:
 
 
 def gpu_part() -> Part | None:
-    """The part of this machine's GPU; None where there is no GPU."""
+    """The part of this machine's GPU; None where there is no GPU, or none that torch can use and cfdsl can compile for."""
     if not gpu_present():
         return None
     from cfdsl.runtime.device import part_at_hand
 
-    return part_at_hand()
+    try:
+        return part_at_hand()
+    except NoTarget:
+        return None

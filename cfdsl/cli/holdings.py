@@ -137,14 +137,14 @@ def local_slices(shape: tuple[Dim, ...], placement: Placement, mesh: Mesh, clust
         on_grid = isinstance(placement.grid, Shard) and placement.grid.dim == dim
         on_cluster = isinstance(placement.cluster, Shard) and placement.cluster.dim == dim
         if isinstance(extent, str):
-            ways = (mesh.clusters if on_grid else 1) * (mesh.ranks if on_cluster else 1)
+            ways = (mesh.groups if on_grid else 1) * (mesh.ranks if on_cluster else 1)
             found.append(extent if ways == 1 else f"{extent}/{ways}")
             continue
         begin, end = 0, extent
         if on_grid and on_cluster:
             begin, end = shard_bounds(extent, mesh.ctas, cluster * mesh.ranks + rank)
         elif on_grid:
-            begin, end = shard_bounds(extent, mesh.clusters, cluster)
+            begin, end = shard_bounds(extent, mesh.groups, cluster // mesh.splits)
         elif on_cluster:
             begin, end = shard_bounds(extent, mesh.ranks, rank)
         found.append(Slice(begin, end, extent))
@@ -200,23 +200,26 @@ def reads_of(node: Node, placed: Placed) -> list[Read]:
         elif node.op == "rope" and len(leaf.type.shape) == 2:
             found.append(Read(name, "row"))
         elif leaf.type.dtype != "i32":
-            found.append(Read(name, _pointwise_share(node, placed)))
+            found.append(Read(name, _pointwise_share(node, arg, placed)))
     return found
 
 
 def _ways(node: Node, arg: Node, placed: Placed) -> int:
-    """Over how many CTAs the reading of a matrix or cache is spread: clusters that have different slices, times ranks that do."""
+    """Over how many CTAs the reading of a matrix or cache is spread: clusters that have different slices or tokens, times ranks that do."""
     mesh, sliced = placed.mesh, placed.of(arg).grid
     if isinstance(sliced, Shard):
         slices = arg.type.shape[sliced.dim]
-        grid = min(mesh.clusters, slices) if isinstance(slices, int) else mesh.clusters
+        grid = min(mesh.groups, slices) if isinstance(slices, int) else mesh.groups
+        grid *= mesh.splits if node.attr("across") == "all" else 1
     else:
         grid = mesh.clusters if isinstance(placed.of(node).grid, Shard) else 1
     return grid * (1 if isinstance(placed.of(node).cluster, Replicate) else mesh.ranks)
 
 
-def _pointwise_share(node: Node, placed: Placed) -> str:
-    last = len(node.type.shape) - 1
-    at = placed.of(node)
-    ways = (placed.mesh.clusters if at.grid == Shard(last) else 1) * (placed.mesh.ranks if at.cluster == Shard(last) else 1)
+def _pointwise_share(node: Node, arg: Node, placed: Placed) -> str:
+    """The share of the last dimension that is read: cut as the operand is, or as the result is."""
+    out, given = placed.of(node), placed.of(arg)
+    cut, own = Shard(len(node.type.shape) - 1), Shard(len(arg.type.shape) - 1)
+    on_grid, on_cluster = out.grid == cut or given.grid == own, out.cluster == cut or given.cluster == own
+    ways = (placed.mesh.clusters if on_grid else 1) * (placed.mesh.ranks if on_cluster else 1)
     return "all" if ways == 1 else f"1/{ways}"

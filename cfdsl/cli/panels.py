@@ -29,7 +29,7 @@ def header(record: dict[str, Any], note: str) -> Panel:
     line = Text.assemble((record["fusion"], "bold"), f"  {record['model']}, {record['dtype']}, batch {record['batch']}")
     if options:
         line.append(f"   {options}", "dim")
-    style = "yellow" if record["part"]["from"] == "default" else ""
+    style = "yellow" if record["part"]["from"] in ("default", "fallback") else ""
     return panel("cfdsl", line, Text(note, style))
 
 
@@ -150,7 +150,7 @@ def kernel_panel(record: dict[str, Any]) -> Panel:
 def gpu_panel(record: dict[str, Any] | None) -> Panel:
     """The run on the GPU, or that there was none."""
     if record is None:
-        return panel("On the GPU", Text("no GPU here: not run.", "dim"))
+        return panel("On the GPU", Text("not run: there is no GPU here that this was compiled for.", "dim"))
     error = f"relative error {record['relative_error']:.1e} against float64"
     line = f"{record['gpu']}: [bold]{record['us']:.1f} us[/bold], {record['gbps']:.0f} GB/s; {error}"
     return panel("On the GPU", Text.from_markup(line), Text(record["note"], "dim"))

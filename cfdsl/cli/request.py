@@ -16,18 +16,25 @@ from cfdsl.errors import CfdslError, raise_all
 
 if TYPE_CHECKING:
     from cfdsl.compiler.parts import Part
-    from cfdsl.dsl.trace import Fusion
+    from cfdsl.dsl.fusion import Fusion
     from cfdsl.models import ModelConfig
 
 DEFAULT_PART = "h100-sxm"
 Dtype = Literal["bf16", "f16", "fp16"]
 
-SCHEDULE = ("clusters", "cluster_size", "stages", "stage_bytes", "warps", "ctas_per_sm", "pdl", "multicast", "evict_first", "stamp_cluster")
+SCHEDULE = (
+    "clusters", "cluster_size", "splits", "stages", "stage_bytes", "warps", "ctas_per_sm", "pdl", "multicast", "evict_first", "stamp_cluster",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Request:
-    """One command line, resolved. `part_from` is given, gpu or default; `overrides` are fields of `Config` given by hand."""
+    """One command line, resolved.
+
+    part_from   how the part was found: given, gpu, default (there is no GPU) or fallback (there is one that cannot be used)
+    overrides   fields of `Config` given by hand
+    options     options of the fusion: its dataflows
+    """
 
     fusion: Fusion
     model: ModelConfig
@@ -44,6 +51,10 @@ class Request:
         """Where the target came from, as a sentence."""
         if self.part_from == "default":
             return f"There is no GPU here: compiling for {self.part.name}, the default of --part."
+        if self.part_from == "fallback":
+            return (
+                f"This machine's GPU cannot be compiled for, or torch cannot use it: compiling for {self.part.name}, the default of --part."
+            )
         if self.part_from == "gpu":
             return f"Compiling for this machine's GPU, {self.part.name}."
         return f"Compiling for {self.part.name}, as --part says."
@@ -61,6 +72,9 @@ PARAMETERS: dict[str, Any] = {
     "option": Annotated[list[str] | None, typer.Option("--option", "-o", help="An option of the fusion, KEY=VALUE.", show_default=False)],
     "clusters": Annotated[int | None, typer.Option(min=1, rich_help_panel="Schedule", show_default=False)],
     "cluster_size": Annotated[int | None, typer.Option(min=1, help="CTAs of a cluster.", rich_help_panel="Schedule", show_default=False)],
+    "splits": Annotated[
+        int | None, typer.Option(min=1, help="Clusters that share a unit's tokens.", rich_help_panel="Schedule", show_default=False)
+    ],
     "stages": Annotated[int | None, typer.Option(min=0, help="Slots of the ring.", rich_help_panel="Schedule", show_default=False)],
     "stage_bytes": Annotated[int | None, typer.Option(min=16, help="Bytes of a slot.", rich_help_panel="Schedule", show_default=False)],
     "warps": Annotated[int | None, typer.Option(min=1, help="Consumer warps.", rich_help_panel="Schedule", show_default=False)],
@@ -100,7 +114,7 @@ def takes_request(*without: str) -> Callable[[Callable[..., None]], Callable[...
         parameters = [*shared, *own]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        del run.__wrapped__  # type: ignore[attr-defined]
+        del run.__wrapped__
         return run
 
     return decorate
@@ -130,14 +144,16 @@ def resolve(
 
 
 def resolve_part(name: str | None) -> tuple[Part, str]:
-    """The part that was asked for, else the GPU's, else the documented default; and which of the three it was."""
+    """The part that was asked for, else the GPU's, else the documented default; and which of these it was."""
     from cfdsl.cli.catalog import find_part
-    from cfdsl.cli.gpu import gpu_part
+    from cfdsl.cli.gpu import gpu_part, gpu_present
 
     if name is not None:
         return find_part(name), "given"
     found = gpu_part()
-    return (found, "gpu") if found is not None else (find_part(DEFAULT_PART), "default")
+    if found is not None:
+        return found, "gpu"
+    return find_part(DEFAULT_PART), "fallback" if gpu_present() else "default"
 
 
 def parse_options(texts: list[str]) -> dict[str, Any]:

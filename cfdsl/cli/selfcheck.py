@@ -71,11 +71,11 @@ def scaled_down(model: ModelConfig, graph: Graph, mesh: Mesh) -> tuple[ModelConf
         return model, mesh
     if graph.over != model.kv_heads:
         return model, mesh  # clusters do not stand for heads: nothing here knows how to scale it
-    ways = smallest_share(model.kv_heads, mesh.clusters)
+    ways = smallest_share(model.kv_heads, mesh.groups)
     kv_heads, clusters = model.kv_heads // ways, mesh.clusters // ways
     hidden = max(64, -(-model.hidden // ways // 64) * 64)
     small = replace(model, name=f"{model.name} scaled down", hidden=hidden, heads=kv_heads * model.group, kv_heads=kv_heads)
-    return small, Mesh(clusters, mesh.ranks)
+    return small, Mesh(clusters, mesh.ranks, mesh.splits)
 
 
 def smallest_share(kv_heads: int, clusters: int) -> int:

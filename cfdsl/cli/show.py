@@ -36,7 +36,7 @@ def show(
     """Print a stage of the compilation, or draw the placed graph with --picture OUT.svg."""
     if stage is None and picture is None:
         raise BadOption(option="show", value="", expected="--stage (one of " + ", ".join(Stage.__members__) + ") or --picture OUT.svg")
-    if request.part_from == "default":
+    if request.part_from in ("default", "fallback"):
         console(stderr=True).print(request.part_note, markup=False)
     if picture is not None:
         draw_to(request, picture)

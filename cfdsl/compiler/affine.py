@@ -3,14 +3,15 @@
 The plan addresses global memory with these instead of with code, so that the checker can bound every address on the host. Coordinates:
 
     cluster   number of the cluster            rank      rank in the cluster
-    kv_head   KV head, where clusters share one
+    group     number of the group of clusters that split tokens, where they do
+    kv_head   KV head, where several groups share one
     granuleN  first granule of this CTA's share of N rows, partitioned over all CTAs
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.geometry import RowTiles, Share, tile_rows
+from cfdsl.compiler.names import identifier, reserved
 from cfdsl.compiler.plan import Arg, Barrier, Exchange, Step, Stream
 from cfdsl.dsl.graph import ITEMSIZE, Node, Src
 from cfdsl.dsl.place import PlacedGraph
@@ -45,6 +46,7 @@ class Builder:
     workspaces: dict[str, Arg] = field(default_factory=dict)
     shares: dict[str, Share] = field(default_factory=dict)
     values: dict[Any, Any] = field(default_factory=dict)  # by node, or by (node, form)
+    flags: list[tuple[str, str, str, str]] = field(default_factory=list)  # (status bit, clamped variable, argument, full cache)
     clears: list[tuple[str, str]] = field(default_factory=list)  # (workspace, share) to zero once read
     hoisted: list[tuple[Node, Node]] = field(default_factory=list)
     variables: set[str] = field(default_factory=set)
@@ -62,6 +64,15 @@ class Builder:
         return self.placed.mesh.clusters
 
     @property
+    def groups(self) -> int:
+        """Groups of clusters that hold different slices; the `splits` clusters of a group share one."""
+        return self.placed.mesh.groups
+
+    @property
+    def splits(self) -> int:
+        return self.placed.mesh.splits
+
+    @property
     def threads(self) -> int:
         return 32 * self.config.warps
 
@@ -70,28 +81,31 @@ class Builder:
         placement: Placement = self.placed.placements[node][index]
         shape = [int(dim) for dim in node.types[index].shape]
         if isinstance(placement.grid, Shard):
-            shape[placement.grid.dim] = max(1, shape[placement.grid.dim] // self.clusters)
+            shape[placement.grid.dim] = max(1, shape[placement.grid.dim] // self.groups)
         if isinstance(placement.cluster, Shard):
             shape[placement.cluster.dim] //= self.ranks
         return tuple(shape)
 
     def grid_offset(self, size: int, stride: int) -> Affine:
         """Where this cluster's slice of a grid-sharded dimension starts, in elements: size slices `stride` elements apart."""
-        if self.clusters <= size:
-            return Affine.of(cluster=size // self.clusters * stride)
-        return Affine.of(kv_head=stride)  # more clusters than slices: neighbours hold the same one
+        if self.groups <= size:
+            return Affine.of(**{"cluster" if self.splits == 1 else "group": size // self.groups * stride})
+        return Affine.of(kv_head=stride)  # more groups than slices: neighbours hold the same one
 
     # ---- names and buffers
     @cached_property
     def taken(self) -> set[str]:
-        """Names of launch arguments."""
+        """Names of launch arguments, and what they are called in generated code."""
         graph = self.placed.graph
         names = {node.attr("name") for node in graph.nodes if node.op in ("input", "weight")} | {name for name, _ in graph.outputs}
-        return names | {f"{node.attr('name')}_{kv}" for node in graph.leaves("kv_cache") for kv in "kv"}
+        names |= {f"{node.attr('name')}_{kv}" for node in graph.leaves("kv_cache") for kv in "kv"}
+        return names | {identifier(name) for name in names}
 
     def fresh(self, base: str) -> str:
+        if reserved(f"{base}2"):  # a whole family of names is taken (n_..., mb_...): no number behind it helps
+            base = f"v_{base}"
         name, n = base, 2
-        while name in self.taken or name in self.buffers or name in self.variables or name in self.workspaces:
+        while reserved(name) or name in self.taken or name in self.buffers or name in self.variables or name in self.workspaces:
             name, n = f"{base}{n}", n + 1
         return name
 

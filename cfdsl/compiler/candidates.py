@@ -19,10 +19,12 @@ MAX_STAGES = 12  # beyond 192 KB in flight per SM nothing is gained, and nothing
 MIN_STAGES = 2  # one lands while the other is eaten
 MAX_WARPS = 16
 MAX_THREADS_PER_SM = 2048
+SPLITS = (1, 2, 3, 4, 6, 8)  # clusters worth weighing for one unit: a split more is another term of every head to read back
 COPY_BYTES = 16  # bulk copies and st.async pushes of 4 words move multiples of this, from and to multiples of it
 
 _INTEGERS: Mapping[str, tuple[str, Callable[[int], bool]]] = {
     "clusters": ("a positive number", lambda n: n >= 1),
+    "splits": ("a positive number", lambda n: n >= 1),
     "stages": (f"a number from {MIN_STAGES} to {MAX_STAGES}", lambda n: MIN_STAGES <= n <= MAX_STAGES),
     "stage_bytes": ("a positive multiple of 128", lambda n: n > 0 and n % 128 == 0),
     "warps": (f"a power of two up to {MAX_WARPS}", lambda n: 1 <= n <= MAX_WARPS and n & (n - 1) == 0),
@@ -67,6 +69,34 @@ def cluster_counts(graph: Graph, part: Part, cluster_size: int) -> tuple[int, ..
     return (*several, *split)
 
 
+def splits_tokens(graph: Graph) -> bool:
+    """Whether several clusters may share a unit by splitting its tokens."""
+    return any(node.attr("across") == "all" for node in graph.leaves("attend"))
+
+
+def meshes(graph: Graph, part: Part, cluster_size: int, ctas_per_sm: int, overrides: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """(clusters, splits) worth weighing. Fixed fields are taken as they are, and the others made to fit.
+
+    Where tokens may be split: a group for each unit, with every number of splits that fills the part no more than once, and of fewer
+    groups only the fullest, e.g. of 8 units with clusters of 4: 8, 16 and 24 clusters, and 4 groups of 6.
+    """
+    counts = cluster_counts(graph, part, cluster_size)
+    most = part.resident(cluster_size, ctas_per_sm) or max(1, part.sms // cluster_size)
+    most = min(most, part.sms // cluster_size)
+    if "clusters" in overrides:
+        clusters = overrides["clusters"]
+        free = [n for n in SPLITS if clusters % n == 0 and clusters // n in counts] if splits_tokens(graph) else []
+        for splits in (overrides["splits"],) if "splits" in overrides else free or [1]:
+            yield clusters, splits
+    elif "splits" in overrides:
+        yield from ((groups * overrides["splits"], overrides["splits"]) for groups in counts)
+    else:
+        for groups in counts:
+            fit = [n for n in SPLITS if groups * n <= most] if splits_tokens(graph) and groups <= (graph.over or 0) else []
+            for splits in dict.fromkeys((1, *(fit if groups == graph.over else fit[-1:]))):
+                yield groups * splits, splits
+
+
 def finest_slices(graph: Graph) -> int:
     """The most slices into which `[axis]` cuts heads or rows: more clusters than that would repeat each other's work.
 
@@ -80,12 +110,12 @@ def finest_slices(graph: Graph) -> int:
 def geometries(graph: Graph, part: Part, overrides: Mapping[str, Any]) -> Iterator[Config]:
     """Every config to weigh, with the least ring; fields that the user fixed are fixed."""
     sizes = (overrides["cluster_size"],) if "cluster_size" in overrides else CLUSTER_SIZES
+    both = (overrides["ctas_per_sm"],) if "ctas_per_sm" in overrides else (1, 2)
     for cluster_size in sizes:
-        counts = (overrides["clusters"],) if "clusters" in overrides else cluster_counts(graph, part, cluster_size)
-        for clusters in counts:
-            for ctas_per_sm in (overrides["ctas_per_sm"],) if "ctas_per_sm" in overrides else (1, 2):
-                given: dict[str, Any] = {"clusters": clusters, "cluster_size": cluster_size, "ctas_per_sm": ctas_per_sm}
-                yield Config(**({"stages": MIN_STAGES} | given | dict(overrides)))
+        found = {(mesh, ctas): None for ctas in both for mesh in meshes(graph, part, cluster_size, ctas, overrides)}
+        for (clusters, splits), ctas_per_sm in sorted(found):
+            given: dict[str, Any] = {"clusters": clusters, "cluster_size": cluster_size, "ctas_per_sm": ctas_per_sm, "splits": splits}
+            yield Config(**({"stages": MIN_STAGES} | given | dict(overrides)))
 
 
 def refused_by_part(graph: Graph, part: Part, config: Config, waits_for_grid: bool) -> list[str]:
@@ -102,8 +132,9 @@ def refused_by_part(graph: Graph, part: Part, config: Config, waits_for_grid: bo
         elif clusters > resident:
             reasons.append(f"not resident: {clusters} clusters {at}, {part.name} holds {resident}; the grid barrier would deadlock")
     finest = finest_slices(graph)
-    if graph.over is not None and clusters > finest:
-        reasons.append(f"{clusters} clusters for {finest} slices of work: some would repeat others")
+    if graph.over is not None and config.groups > finest:
+        holders = f"{clusters} clusters" if config.splits == 1 else f"{config.groups} groups of clusters"
+        reasons.append(f"{holders} for {finest} slices of work: some would repeat others")
     if 32 * (config.warps + 1) * config.ctas_per_sm > MAX_THREADS_PER_SM:
         reasons.append(f"{config.ctas_per_sm} x {32 * (config.warps + 1)} threads on an SM, at most {MAX_THREADS_PER_SM}")
     return reasons
@@ -133,7 +164,7 @@ def row_bytes(placed: PlacedGraph, node: Node, sizes: Mapping[str, int]) -> int:
     last = len(weight.type.shape) - 1
     columns = size_of(weight.type.shape[last], sizes)
     if placed.of(weight).grid == Shard(last):
-        columns = ceil(columns / mesh.clusters)
+        columns = ceil(columns / mesh.groups)
     if node.attr("shard") == "in":
         columns //= mesh.ranks
     return columns * ITEMSIZE[weight.type.dtype]

@@ -13,8 +13,10 @@ class Config:
 
     clusters        thread-block clusters in the grid
     cluster_size    CTAs (ranks) of a cluster
+    splits          clusters that share one unit of work by splitting its tokens; `clusters` is a multiple of it
     stages          slots of the shared-memory ring that holds tiles in flight
     stage_bytes     bytes of one slot
+    window          tiles in flight at most (0: all slots): beyond what keeps the memory busy they only make its queue longer
     warps           consumer warps of a CTA (one more warp is the producer of the load stream)
     ctas_per_sm     CTAs that must fit on one SM together, so that a successor's ring fills in this kernel's tail
     pdl             programmatic dependent launch
@@ -33,6 +35,13 @@ class Config:
     multicast: bool = False
     evict_first: bool = True
     stamp_cluster: bool = True
+    splits: int = 1
+    window: int = 6
+
+    @property
+    def groups(self) -> int:
+        """Holders of different units."""
+        return self.clusters // self.splits
 
     @property
     def ctas(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -20,12 +20,13 @@ from cfdsl.compiler.candidates import (
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.estimate import Estimate, estimate
 from cfdsl.compiler.parts import Part
+from cfdsl.compiler.shared_inputs import shared_inputs
 from cfdsl.compiler.smem import SmemOf, fit_stages, fixed_smem
 from cfdsl.compiler.traffic import Traffic, streams, traffic
 from cfdsl.dsl.graph import GRID_COLLECTIVES, Graph
 from cfdsl.dsl.place import PlacedGraph, place
 from cfdsl.dsl.placement import Mesh
-from cfdsl.errors import CfdslError, NoLegalConfig
+from cfdsl.errors import CfdslError, Errors, NoLegalConfig, raise_all
 
 RESOLUTION = 0.03  # estimates that are closer than the model is exact are not told apart: then the shape that was measured good decides
 
@@ -115,6 +116,7 @@ def _choose(
     rows = [weigh.candidate(config) for config in geometries(graph, part, weigh.overrides)]
     legal = [row for row in rows if row.estimate]
     if not legal:
+        raise_all(_mistakes_of_the_spec(weigh.placed.values()))
         raise _nothing_left(graph, part, weigh.overrides, rows)
     best = min(row.estimate.time_us for row in legal if row.estimate)
     legal.sort(key=lambda row: _rank(row, best))
@@ -124,13 +126,14 @@ def _choose(
 
 
 def _rank(row: Candidate, best_us: float) -> tuple[Any, ...]:
-    """Faster first. Among those within RESOLUTION of the best: a start that overlaps the launch before, then small clusters.
+    """Faster first. Among those within RESOLUTION of the best: a start that overlaps the launch before, no work done twice, small clusters.
 
-    That is what was measured good (32 clusters of 2, two CTAs per SM); small clusters also wait for fewer peers.
+    That is what was measured good (32 clusters of 2, two CTAs per SM; 8 of 8 for 8 KV heads); small clusters also wait for fewer peers.
     """
     assert row.estimate is not None
     time, config = row.estimate.time_us, row.config
-    shape = (not row.estimate.overlapped_start, config.cluster_size, -config.clusters, -config.ctas_per_sm)
+    repeats = row.estimate.traffic.repeated_bytes > 0
+    shape = (not row.estimate.overlapped_start, repeats, config.cluster_size, -config.clusters, -config.ctas_per_sm)
     return (0, *shape, time) if time <= best_us * (1 + RESOLUTION) else (1, time, *shape)
 
 
@@ -143,13 +146,20 @@ class _Scales:
         self.least_stages = overrides.get("stages", MIN_STAGES)
         self.most_stages = overrides.get("stages", MAX_STAGES) if streams(graph) else 0
         self.placed: dict[Mesh, PlacedGraph | CfdslError] = {}
-        self.traffic: dict[tuple[Mesh, int], Traffic] = {}
+        self.traffic: dict[tuple[Mesh, int, bool], Traffic] = {}
 
     def candidate(self, config: Config) -> Candidate:
-        """The estimate of a config, or every reason against it."""
+        """The estimate of a config, or every reason against it; with multicast, if that was measured to pay and nobody fixed it."""
+        plain = self._weigh(config)
+        if plain.time_us is None or "multicast" in self.overrides or self.part.timing.multicast_us is None or config.cluster_size == 1:
+            return plain
+        shared = self._weigh(config.with_(multicast=True))
+        return shared if shared.time_us is not None and shared.time_us < plain.time_us else plain
+
+    def _weigh(self, config: Config) -> Candidate:
         units = None if self.graph.over is None else Fraction(self.graph.over, config.clusters)
         reasons = refused_by_part(self.graph, self.part, config, self.waits_for_grid)
-        placed = self._place(Mesh(config.clusters, config.cluster_size))
+        placed = self._place(Mesh(config.clusters, config.cluster_size, config.splits))
         if isinstance(placed, CfdslError):
             return Candidate(config, None, None, units, (*reasons, *refused_by_error(placed)))
         reasons += refused_by_slices(placed, config, self.sizes)
@@ -174,10 +184,23 @@ class _Scales:
         return self.placed[mesh]
 
     def _traffic(self, placed: PlacedGraph, config: Config) -> Traffic:
-        key = (placed.mesh, config.stage_bytes)
+        key = (placed.mesh, config.stage_bytes, config.multicast)
         if key not in self.traffic:
-            self.traffic[key] = traffic(placed, self.sizes, config.stage_bytes)
+            shared = shared_inputs(placed) if config.multicast else ()
+            self.traffic[key] = traffic(placed, self.sizes, config.stage_bytes, shared)
         return self.traffic[key]
+
+
+def _mistakes_of_the_spec(placed: Iterable[PlacedGraph | CfdslError]) -> list[CfdslError]:
+    """What placing said, with a line of the spec, on every mesh that was tried: no config cures it, so it is told as it is."""
+    said: list[dict[str, CfdslError]] = []
+    for found in placed:
+        if isinstance(found, PlacedGraph):
+            return []
+        singles = found.errors if isinstance(found, Errors) else (found,)
+        said.append({str(single): single for single in singles if single.src is not None})
+    first, *others = said or [{}]
+    return [mistake for text, mistake in first.items() if all(text in other for other in others)]
 
 
 def _nothing_left(graph: Graph, part: Part, overrides: Mapping[str, Any], rows: list[Candidate]) -> NoLegalConfig:
@@ -199,13 +222,14 @@ HEADERS = ("clusters x ranks", "per cluster", "CTAs/SM", "stages", "smem", "time
 
 
 def cells(row: Candidate) -> tuple[str, ...]:
-    """One row of the table, as text in the order of HEADERS."""
+    """One row of the table, as text in the order of HEADERS. Where clusters share units: groups x splits x ranks."""
     config, e = row.config, row.estimate
     times = ["-"] * 5 if e is None else [f"{us:.1f}" for us in (e.time_us, e.start_us, e.stream_us, e.exchanges_us, e.tail_us)]
     stages = "-" if e is None or not e.traffic.streams else str(config.stages)
     smem = "-" if row.smem_bytes is None else f"{row.smem_bytes:,}"
     units = "-" if row.units is None else str(row.units)
-    return (f"{config.clusters} x {config.cluster_size}", units, str(config.ctas_per_sm), stages, smem, *times, row.verdict)
+    clusters = f"{config.groups} x {config.splits}" if config.splits > 1 else str(config.clusters)
+    return (f"{clusters} x {config.cluster_size}", units, str(config.ctas_per_sm), stages, smem, *times, row.verdict)
 
 
 def explain(choice: Choice) -> str:

@@ -18,8 +18,9 @@ class Expr:
     """One node of a tree.
 
     leaf    element i of the launch argument `name`, from `offset`; blocks of `block` elements lie `stride` apart (0: no blocks)
-    smem    element i of the shared-memory buffer `name`, from `offset`
+    smem    element i of the shared-memory buffer `name`, from `offset`; `dtype` is that of its elements (blocks as for a leaf)
     total   row i of the product whose warps' terms are in buffer `name`; `warps` of them
+    terms   combined softmax terms: workspace `name`, statistics in the `var` of `args`, (splits, heads, dim) in `terms`
     var     the variable `name`: a fragment, or the same scalar for every element
     add, mul, silu, gelu    of `args`
     """
@@ -31,6 +32,8 @@ class Expr:
     block: int = 0
     stride: int = 0
     warps: int = 0
+    terms: tuple[int, ...] = ()
+    dtype: str = "f32"
 
     def walk(self) -> Iterator[Expr]:
         yield self
@@ -48,6 +51,8 @@ class Expr:
             return f"({sign.join(inner)})" if sign else f"{self.kind}({inner[0]})"
         if self.kind == "var":
             return self.name
+        if self.kind == "terms":
+            return f"softmax of {self.name}, {self.args[0]}"
         if self.kind == "total":
             return f"total({self.name})"
         start = "" if self.offset == Affine() else f" + {self.offset}"

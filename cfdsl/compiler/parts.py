@@ -24,8 +24,13 @@ class Timing:
     grid_barrier_us: float = 1.09  # measured: 132 CTAs, red.release + ld.acquire polling
     st_async_cycles: int = 240  # measured: st.async to a peer until its transaction barrier flips, one way
     push_bytes_per_clk: float = 16.0  # measured: 16 to 19 per SM, st.async to peers
-    # Fitted to 64 CTAs, one per SM, with 128 KB in flight each: 3.05 TB/s where 132 SMs reach 3.15. (An SM's L2 port is 64 wide.)
-    sm_bytes_per_clk: float = 48.0
+    # Fitted to 64 CTAs, one per SM, with 128 KB or more in flight each: 3.05 of an H100's 3.15 TB/s, and 3.87 of an H200's 4.56.
+    sm_bytes_per_clk: float = 37.0
+    port_bytes_per_clk: float = 64.0  # width of an SM's L2 port: what one SM takes in while the others leave the memory alone
+    # The same, as shares of it, for what neighbours have brought into the L2 already, and for SMs in wide clusters, whose ranks wait for
+    # each other. Fitted to the attention block of Llama-2-7B and Llama-3.1-8B on an H200 (2026-11); sizes that are not listed: 1.
+    repeat_share: float = 1.3
+    wide_cluster_share: tuple[tuple[int, float], ...] = ((8, 0.88), (16, 0.84))
     # Fitted to 32 KB in flight on each of 132 SMs: 3.0 of 3.15 TB/s, where 48 KB is enough. See `estimate.flight_share`.
     flight_us: float = 0.44
     latency_us: float = 1.0  # from asking memory under load until a stage has landed: what must be in flight is rate x latency
@@ -33,6 +38,9 @@ class Timing:
     block_phase_us: float = 0.35  # a sum over a CTA's warps through shared memory: two barriers and a pass over the terms
     global_round_us: float = 0.65  # reading what another SM has just written
     skew_us: float = 1.4  # from the first CTA to finish a phase of streaming to the last
+    # Not measured yet. How much longer a launch takes (below 0: shorter) if the inputs that a cluster shares come by multicast, with the
+    # same ring. While it is None, multicast is used only where it is asked for, and its pause is taken to be that of one push to a peer.
+    multicast_us: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +96,18 @@ class Part:
         """Microseconds that the memory needs for so many bytes."""
         return nbytes / (self.hbm_gbps * 1000)
 
-    def at_sm_us(self, nbytes: float) -> float:
-        """Microseconds that one SM needs to take in so many bytes."""
-        return self.cycles_us(nbytes / self.timing.sm_bytes_per_clk)
+    def at_sm_us(self, nbytes: float, repeated: float = 0.0, cluster_size: int = 1, sms: int | None = None) -> float:
+        """Microseconds that one SM needs to take in so many bytes, `repeated` of them from the L2.
+
+        cluster_size   of its CTA's cluster
+        sms            that stream at once (default: enough to keep the memory busy): of few, each gets nearly what its port takes
+        """
+        timing = self.timing
+        port = timing.port_bytes_per_clk
+        idle = 0.0 if sms is None else max(0.0, 1 - sms * port * self.clock_ghz / self.hbm_gbps)
+        rate = timing.sm_bytes_per_clk + (port - timing.sm_bytes_per_clk) * idle
+        cost = nbytes - repeated + repeated / timing.repeat_share
+        return self.cycles_us(cost / rate) / dict(timing.wide_cluster_share).get(cluster_size, 1.0)
 
     @staticmethod
     def from_device(name: str, sms: int, resident: Residency | None = None) -> Part:
@@ -147,9 +164,9 @@ H100_SXM = Part(
 H200 = replace(
     H100_SXM,  # the same GH100 die with 132 SMs, and other memory
     name="h200",
-    hbm_gbps=4300,  # about 0.9 of the data sheet's 4800 (2026-11); not measured
+    hbm_gbps=4560,  # own experiment, 2026-11-23: 400 MB by 128 to 132 CTAs; 4.51 by 120, 3.87 by 64; data sheet 4800
     l2_bytes=60 * 2**20,  # published figure (2026-11); not measured
-    notes=("read rate is 0.9 of the data sheet's, latencies are the H100's; not measured",),
+    notes=("rates are measured, latencies are the H100's",),
 )
 
 _BLACKWELL_NOTE = "read rate is 0.94 of the data sheet's, latencies are the H100's, residency of clusters is unknown; not measured"

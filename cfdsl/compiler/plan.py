@@ -30,11 +30,15 @@ class Arg:
 
 @dataclass(frozen=True)
 class Ring:
-    """`stages` slots of `stage_bytes`; `full[s]` is armed by the producer, `empty[s]` gets one arrival per consumer warp."""
+    """`stages` slots of `stage_bytes`; `full[s]` is armed by the producer, `empty[s]` gets one arrival per consumer warp.
+
+    At most `window` tiles are in flight, 0: no limit but the slots.
+    """
 
     stages: int
     stage_bytes: int
     offset: int = 0
+    window: int = 0
 
     @property
     def bytes(self) -> int:
@@ -76,7 +80,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A named piece of shared memory, live from step `first` to step `last` inclusive; `peer_written`: DSMEM pushes land in it."""
+    """A named piece of shared memory, live from step `first` to step `last` inclusive; `peer_written`: what peers send lands in it."""
 
     name: str
     shape: tuple[int, ...]
@@ -116,7 +120,7 @@ class Exchange:
     scope: str  # "cluster" | "grid"
     op: str  # gather | reduce | reduce_scatter
     monoid: str | None  # sum | max | lse
-    algorithm: str  # push | push_two_round | grid_barrier | atomic
+    algorithm: str  # push | push_two_round | multicast | grid_barrier | atomic
     values: tuple[str, ...]
     payload: int  # bytes one rank contributes
     sent_bytes: int  # bytes one rank pushes to peers, itself excluded (cluster) or writes to global memory (grid)
@@ -161,6 +165,11 @@ class KernelPlan:
     @property
     def threads(self) -> int:
         return 32 * (self.config.warps + (1 if self.ring else 0))
+
+    @property
+    def early_steps(self) -> int:
+        """How many steps at the start read nothing that the kernel before may still write: with PDL they do not wait for its end."""
+        return next((i for i, step in enumerate(self.steps) if not step.params.get("early")), len(self.steps))
 
     @property
     def grid(self) -> int:

@@ -13,7 +13,8 @@ def plan_text(plan: KernelPlan) -> str:
     lines += ["", "arguments"]
     lines += [f"  {a.name:12} {a.dtype:4} {'x'.join(map(str, a.shape)):24} {a.role}{', written' * a.mutated}" for a in plan.args]
     if plan.ring:
-        lines += ["", f"load stream, through a ring of {plan.ring.stages} x {plan.ring.stage_bytes} B"]
+        flight = f"{plan.ring.window or plan.ring.stages} tiles in flight"
+        lines += ["", f"load stream, through a ring of {plan.ring.stages} x {plan.ring.stage_bytes} B, {flight}"]
         for s in plan.streams:
             count = "by KV length" if s.tiles is None else f"{s.tiles} tiles"
             how = "one copy each" if s.contiguous else f"{s.rows} copies each"
@@ -30,9 +31,8 @@ def plan_text(plan: KernelPlan) -> str:
     lines += ["", "exchanges"]
     for e in plan.exchanges:
         monoid = f" {e.monoid}" if e.monoid else ""
-        lines.append(
-            f"  {e.scope} {e.op}{monoid} by {e.algorithm}: {', '.join(e.values)}; payload {e.payload} B, sends {e.sent_bytes} B, gets {e.received_bytes} B"
-        )
+        moved = f"payload {e.payload} B, sends {e.sent_bytes} B, gets {e.received_bytes} B"
+        lines.append(f"  {e.scope} {e.op}{monoid} by {e.algorithm}: {', '.join(e.values)}; {moved}")
     lines += ["", "steps of the consumer warps"]
     lines += [f"  {i:3} {s.op:14} {s.text}" for i, s in enumerate(plan.steps)]
     return "\n".join(lines) + "\n"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from cfdsl.compiler.builder import Builder, BufferSpec
+from cfdsl.compiler.builder import BufferSpec, Builder
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.lowering import lower_node
 from cfdsl.compiler.lowering.attention import early_scalars
-from cfdsl.compiler.lowering.exchanges import share_of, store
 from cfdsl.compiler.lowering.linear import leaf
+from cfdsl.compiler.lowering.multicast import gather_shared
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
+from cfdsl.compiler.lowering.stores import share_of, store
 from cfdsl.compiler.plan import Arg, Barrier, Buffer, KernelPlan, Ring, Step
 from cfdsl.dsl.graph import ITEMSIZE, Graph, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Shard
-from cfdsl.errors import CfdslError, raise_all
+from cfdsl.errors import DuplicateName
 
 SYNC_WORKSPACE = Arg("ws_sync", (8,), "i32", "workspace", mutated=True)  # grid barrier word, status flags
 BARRIER_BYTES = 8
@@ -26,17 +27,15 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
     b = Builder(placed, config)
     _shares(b)
     early_scalars(b)
-    errors: list[CfdslError] = []
     for node in placed.graph.nodes:
-        try:
-            lower_node(b, node)
-        except CfdslError as error:
-            errors.append(error)
-            break  # later nodes need this one's value
-    raise_all(errors)
+        lower_node(b, node)
     for name, node in placed.graph.outputs:
         store(b, node, name)
-    ring = Ring(config.stages, config.stage_bytes) if b.streams else None
+    if b.flags:
+        b.step("flags", "tell the host of lengths and positions that were out of range", flags=tuple(b.flags))
+    if config.multicast:
+        gather_shared(b)
+    ring = Ring(config.stages, config.stage_bytes, window=config.window) if b.streams else None
     buffers, barriers, total = _allocate(b, ring)
     return KernelPlan(
         name=placed.graph.name, model=model, dtype=placed.graph.dtype, mesh=placed.mesh, config=config, args=_args(b),
@@ -74,6 +73,9 @@ def _args(b: Builder) -> tuple[Arg, ...]:
     """Launch arguments: inputs and weights in the order of the spec, caches, outputs, workspaces."""
     graph: Graph = b.placed.graph
     leaves = [node for node in graph.nodes if node.op in ("input", "weight")]
+    if SYNC_WORKSPACE.name in b.taken:
+        src = next((node.src for node in leaves if node.attr("name") == SYNC_WORKSPACE.name), None)
+        raise DuplicateName(name=SYNC_WORKSPACE.name, first="the kernel's own workspace", second="an argument", src=src)
     args = [Arg(n.attr("name"), n.type.shape, n.type.dtype, n.op, align=_align(n)) for n in leaves]
     for node in graph.leaves("kv_cache"):
         batch, heads, tokens, dim = node.type.shape
@@ -109,7 +111,8 @@ def _allocate(b: Builder, ring: Ring | None) -> tuple[tuple[Buffer, ...], tuple[
     base = _round_up(at)
     placed: list[Buffer] = []
     for spec in sorted(b.buffers.values(), key=lambda spec: (-_bytes(spec), spec.first, spec.name)):
-        placed.append(Buffer(spec.name, spec.shape, spec.dtype, _fit(spec, placed, b.steps, base), spec.first, spec.last, spec.peer_written))
+        offset = _fit(spec, placed, b.steps, base)
+        placed.append(Buffer(spec.name, spec.shape, spec.dtype, offset, spec.first, spec.last, spec.peer_written))
     total = max([base, *(buffer.offset + buffer.bytes for buffer in placed)])
     return tuple(sorted(placed, key=lambda buffer: buffer.offset)), tuple(barriers), _round_up(total)
 

@@ -8,9 +8,11 @@ from math import ceil
 
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.parts import Part
+from cfdsl.compiler.shared_inputs import shared_inputs
 from cfdsl.compiler.traffic import local_elements, size_of
 from cfdsl.dsl.graph import Node
 from cfdsl.dsl.place import PlacedGraph
+from cfdsl.dsl.place_rules.site import over_all_ctas
 from cfdsl.dsl.placement import Partial, Placement, R, ReduceOp
 
 SmemOf = Callable[[Config], int]  # bytes besides the ring's stages (its barriers are not stages), for a config
@@ -39,11 +41,12 @@ def fixed_smem(placed: PlacedGraph, config: Config, sizes: Mapping[str, int] | N
                 kept += sum(_box(placed, node, arg, sizes) for arg in node.args)
     barriers = BARRIER_BYTES * (config.stages + sum(node.is_collective for node in placed.graph.nodes))
     scratch = 4 * config.warps
+    kept += sum(shared_inputs(placed).values()) if config.multicast else 0  # where they land
     return -(-(max(terms, phase) + kept + barriers + scratch) // 128) * 128
 
 
 def _local(placed: PlacedGraph, node: Node, sizes: Mapping[str, int]) -> int:
-    return local_elements(node.type.shape, placed.of(node), placed.mesh, sizes)
+    return local_elements(node.type.shape, placed.of(node), placed.mesh, sizes, over_all_ctas(node))
 
 
 def _attend_terms(node: Node, config: Config) -> int:

@@ -55,6 +55,7 @@ class Lowered:
 
 
 def trace(at: Lowered) -> None:
+    """Run the spec once, for this model, batch and dtype."""
     at.graph = at.fusion.trace(at.model, at.batch, at.dtype, **at.options)
     verify(at.graph)
 
@@ -65,7 +66,8 @@ def configure(at: Lowered) -> None:
 
 
 def place_on_mesh(at: Lowered) -> None:
-    at.placed = place(at.graph, Mesh(at.choice.config.clusters, at.choice.config.cluster_size))
+    """Give every value its placement on the chosen mesh."""
+    at.placed = place(at.graph, Mesh(at.choice.config.clusters, at.choice.config.cluster_size, at.choice.config.splits))
 
 
 def make_plan(at: Lowered) -> None:
@@ -81,10 +83,12 @@ def make_plan(at: Lowered) -> None:
 
 
 def check_plan(at: Lowered) -> None:
+    """Prove the plan's arithmetic, and that the part can run it."""
     check(at.plan, at.part)
 
 
 def write_source(at: Lowered) -> None:
+    """Write the kernel."""
     at.source = emit(at.plan)
 
 

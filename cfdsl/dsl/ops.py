@@ -180,15 +180,20 @@ def append(cache: Value, k: Value, v: Value, *, at: Value) -> Value:
     return result
 
 
-def attend(q: Value, cache: Value, length: Value | None = None, *, scale: float | None = None, shard: str | None = None) -> Value:
+def attend(
+    q: Value, cache: Value, length: Value | None = None, *, scale: float | None = None, shard: str | None = None, across: str = "cluster"
+) -> Value:
     """Decode attention of q (batch, heads, dim) over a cache of (batch, kv heads, tokens, dim) -> (batch, heads, dim).
 
     Attends over the tokens up to and with the appended one, or over the first `length` (batch,) i32 of a cache that was not appended
-    to. scale: of the scores, 1/sqrt(dim) if left out. shard="tokens": each rank takes a slice of the tokens, and the result is
-    Partial(lse) on the cluster.
+    to. scale: of the scores, 1/sqrt(dim) if left out.
+
+    shard="tokens": each rank takes a slice of the tokens, and the result is Partial(lse) on the cluster. With across="all" the tokens
+    are dealt to the ranks of all splits, the clusters that share a unit (see `Mesh`): the result is Partial(lse) on the cluster and on
+    the splits, even where a mesh has one split only; a cluster collective and then grid_reduce make a value of it.
     """
     args = (q, cache) if length is None else (q, cache, length)
-    attrs = {"scale": None if scale is None else float(scale), "shard": shard}
+    attrs = {"scale": None if scale is None else float(scale), "shard": shard, "across": across}
     return current("attend").value("attend", args, attrs, ("q", "cache", "length"))
 
 
@@ -216,7 +221,7 @@ def grid_gather(*xs: Value) -> Any:
 
 
 def grid_reduce(*xs: Value) -> Any:
-    """Partial on the grid (whole or sharded on the cluster) -> replicated everywhere. Several values share one exchange."""
+    """Partial on the grid or on the splits (whole or sharded on the cluster) -> replicated everywhere. Several values share one."""
     return _exchange("grid_reduce", xs, {})
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cfdsl.dsl.graph import Graph, Node
 from cfdsl.dsl.place_rules import PLACE_RULES, Site
 from cfdsl.dsl.placement import Mesh, Placement
-from cfdsl.errors import CfdslError, ClustersDoNotDivide, ClusterSizeUnsupported, raise_all
+from cfdsl.errors import ArgumentError, CfdslError, ClustersDoNotDivide, ClusterSizeUnsupported, NothingToSplit, raise_all
 
 MAX_CLUSTER_SIZE = 16
 
@@ -55,6 +55,7 @@ def _place(node: Node, placements: Mapping[Node, tuple[Placement, ...]], graph: 
     site = Site(node, tuple(placements[arg][0] for arg in node.args), mesh, graph.over)
     if not node.is_collective:
         site.no_open_softmax()
+        site.one_deal()
     return PLACE_RULES[node.op](site)
 
 
@@ -62,8 +63,24 @@ def _check_mesh(graph: Graph, mesh: Mesh) -> list[CfdslError]:
     errors: list[CfdslError] = []
     if not 1 <= mesh.ranks <= MAX_CLUSTER_SIZE:
         errors.append(ClusterSizeUnsupported(size=mesh.ranks))
-    if graph.over is not None and graph.over % mesh.clusters and mesh.clusters % graph.over:
-        errors.append(ClustersDoNotDivide(over=graph.over, clusters=mesh.clusters))
+    if mesh.clusters < 1:
+        errors.append(ArgumentError(argument="clusters", expected="a positive number of clusters", got=str(mesh.clusters)))
+    elif mesh.splits < 1 or mesh.clusters % mesh.splits:
+        errors.append(ArgumentError(argument="splits", expected=f"a number that divides {mesh.clusters} clusters", got=str(mesh.splits)))
+    else:
+        errors += _check_units(graph, mesh)
+    return errors
+
+
+def _check_units(graph: Graph, mesh: Mesh) -> list[CfdslError]:
+    """Units go evenly over the groups, and the splits of a group have something to split."""
+    if graph.over is None:
+        return []
+    errors: list[CfdslError] = []
+    if graph.over % mesh.groups and mesh.groups % graph.over:
+        errors.append(ClustersDoNotDivide(over=graph.over, clusters=mesh.groups, splits=mesh.splits))
+    if mesh.splits > 1 and not any(node.op == "attend" and node.attr("across") == "all" for node in graph.nodes):
+        errors.append(NothingToSplit(fusion=graph.name, splits=mesh.splits))
     return errors
 
 

@@ -1,7 +1,8 @@
 """Placements: how one value is spread over the two-level mesh of a launch.
 
-A launch is `clusters` thread-block clusters (the *grid* axis) of `ranks` CTAs each (the *cluster* axis). A value has one placement
-per axis, in DTensor's vocabulary (PyTorch's `torch.distributed.tensor`):
+A launch is `clusters` thread-block clusters (the *grid* axis) of `ranks` CTAs each (the *cluster* axis). Where several clusters share
+one slice of the work, they are the *splits* of a group, and the grid axis counts groups. A value has one placement per axis, in
+DTensor's vocabulary (PyTorch's `torch.distributed.tensor`):
 
     R        every holder along the axis has all of it
     S(d)     each holder has a slice along dimension d
@@ -53,28 +54,44 @@ R = Replicate()
 
 @dataclass(frozen=True)
 class Placement:
-    """A value's placement on the grid of clusters and on the ranks of a cluster."""
+    """A value's placement on the grid of clusters, on the ranks of a cluster, and on the splits of a group of clusters.
+
+    Where grid and cluster shard one dimension, rank r of cluster c has share `c * ranks + r` of `clusters * ranks` (balanced; some may
+    be empty). `split` is R or P(lse): each split has attended to its share of the tokens. It is printed only where it is not R.
+    """
 
     grid: AxisPlacement = R
     cluster: AxisPlacement = R
+    split: AxisPlacement = R
 
     def __str__(self) -> str:
-        return f"[{self.grid}, {self.cluster}]"
+        split = "" if self.split == R else f", {self.split}"
+        return f"[{self.grid}, {self.cluster}{split}]"
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """`clusters` clusters of `ranks` CTAs."""
+    """`clusters` clusters of `ranks` CTAs, of which `splits` neighbours at a time form a group that shares the tokens of its units.
+
+    Cluster c is split `c % splits` of group `c // splits`. `x[axis]` is cut over groups, and all splits of a group hold the same slice.
+    """
 
     clusters: int
     ranks: int
+    splits: int = 1
 
     @property
     def ctas(self) -> int:
         return self.clusters * self.ranks
 
+    @property
+    def groups(self) -> int:
+        """Holders of different slices of `x[axis]`."""
+        return self.clusters // self.splits
+
     def __str__(self) -> str:
-        return f"{self.clusters} clusters x {self.ranks} ranks"
+        splits = f" ({self.groups} groups of {self.splits} splits)" if self.splits > 1 else ""
+        return f"{self.clusters} clusters{splits} x {self.ranks} ranks"
 
 
 def shard_bounds(size: int, parts: int, index: int) -> tuple[int, int]:

@@ -11,7 +11,8 @@
     outputs y=%20
 
 Leaves have their own names, everything else is numbered. The results of an exchange are named on its own line (`_`: unused), so `item`
-nodes have none. A placed graph prints the same with placements on [grid, cluster]; `parse` skips these. A comment is the user's line.
+nodes have none. A placed graph prints the same with placements on [grid, cluster], and on the splits where these are not R; `parse`
+skips placements. A comment is the user's line.
 """
 
 from __future__ import annotations

@@ -97,9 +97,10 @@ class Value:
         return ops.split_heads(self, heads)
 
     def append(self, k: Value, v: Value, *, at: Value) -> Value:
-        """Write the keys and values of one new token per sequence into this cache, at index `at` (clamped to the cache's size).
+        """Write the keys and values of one new token per sequence into this cache, at index `at`.
 
         k, v: (batch, kv heads, dim), rounded to the cache's dtype. at: (batch,) i32, the number of tokens that the cache holds.
+        Where that is out of range, nothing is stored.
         Returns the cache with the token in it.
         """
         from cfdsl.dsl import ops

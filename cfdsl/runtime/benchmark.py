@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,13 +33,14 @@ class Bench:
     shortest: int = 0
     sets: list[Tensors] = field(default_factory=list)
     cold: bool = True
+    device: str = "cuda"
 
     def __post_init__(self) -> None:
         count, self.cold = measure.cold_sets(self.bytes(self.shortest), measure.l2_bytes())
         capacity = -(-(self.longest + 1) // 128) * 128
         self.capacity = capacity
         for seed in range(count):
-            how = {"length": self.longest, "capacity": capacity, "seed": seed, "device": "cuda"}
+            how = {"length": self.longest, "capacity": capacity, "seed": seed, "device": self.device}
             made = self.fusion.example_inputs(self.model, self.batch, self.kernel.plan.dtype, **how, **self.options)
             self.sets.append(made)
 
@@ -80,7 +82,6 @@ class Bench:
         for name in self.outputs:
             self.sets[0][name].fill_(float("nan"))
         self._call(self.sets[0])()
-        torch.cuda.synchronize()
         return {name: measure.relative_error(self.sets[0][name], value) for name, value in want.items()}
 
 
@@ -193,10 +194,12 @@ def measure_peer(bench: Bench, peer: Peer, kv_len: int, want: Mapping[str, torch
     bench.at(kv_len)
     layout = str({**bench.fusion.options, **bench.options}.get("layout", "bhtd"))
     arguments = [peer_arguments(bench.fusion.name, tensors, bench.model, kv_len, layout) for tensors in bench.sets]
+    if peer.compile:
+        torch._dynamo.reset()  # every length is compiled as its own constant; without this the limit on recompilations is soon reached
     block = peer.ready()
     with torch.no_grad():
         started = time.monotonic()
         error = measure.relative_error(block(*arguments[0]), next(iter(want.values())))
         compile_s = time.monotonic() - started
-        timing = measure.time_graph([lambda given=given: block(*given) for given in arguments])
+        timing = measure.time_graph([functools.partial(block, *given) for given in arguments])
     return {"name": peer.name, "variant": peer.variant, "us": timing.us, "relative_error": error, "first_call_s": compile_s}

@@ -70,7 +70,7 @@ def compile(
 
 def from_lowered(lowered: Lowered) -> Kernel:
     """The kernel of a lowered fusion: the one made before in this process, else from the disk cache, else compiled now."""
-    key = toolchain.cache_key(lowered.source, lowered.plan.args, lowered.part.arch)
+    key = toolchain.cache_key(lowered.source, lowered.plan, lowered.part.arch)
     with _lock:
         if key not in _kernels:
             _kernels[key] = _make(lowered, key)

@@ -21,7 +21,7 @@ from cfdsl.runtime.cache import Entry
 # What the bits of the status word mean (the second word of the workspace `ws_sync`, set by the kernel and never cleared by it).
 STATUS_ARG, STATUS_WORD = "ws_sync", 1
 STATUS = {
-    0: "a KV length was negative or the cache was full: the length was clamped, and a token without room was not appended",
+    0: "a KV length was negative or the cache was full: the length was clamped for attention, and the token was not appended",
     1: "a position was outside of the rotary tables: it was clamped",
     2: "a grid barrier timed out: not all clusters were resident, and the outputs of that launch are wrong",
 }

@@ -104,7 +104,7 @@ def time_graph(calls: Sequence[Call], replays: int = 25, warmup: int = 3, least_
 
 
 READ_KERNEL = r"""
-extern "C" __global__ void read_all(const int4* data, int* out, long long count) {
+extern "C" __global__ void read_all(const int4* data, int* out, int count) {  // count: of 16 bytes
     int seen = 0;
     long long stride = (long long)gridDim.x * blockDim.x;
     long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
@@ -114,6 +114,10 @@ extern "C" __global__ void read_all(const int4* data, int* out, long long count)
         for (int i = 0; i < 8; ++i) v[i] = __ldg(data + at + i * stride);
         #pragma unroll
         for (int i = 0; i < 8; ++i) seen ^= v[i].x ^ v[i].y ^ v[i].z ^ v[i].w;
+    }
+    for (; at < count; at += stride) {
+        int4 v = __ldg(data + at);
+        seen ^= v.x ^ v.y ^ v.z ^ v.w;
     }
     if (seen == 0x13579bdf) out[0] = seen;
 }

@@ -7,6 +7,8 @@ compiled peer is tried with SDPA and with the softmax written out, which inducto
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -128,6 +130,9 @@ class Peer:
         """The function to call: compiled in mode max-autotune where asked; the caller's CUDA graph takes the place of inductor's own."""
         if not self.compile:
             return self.block
+        with contextlib.suppress(ImportError, AttributeError):
+            chooser: Any = importlib.import_module("torch._inductor.select_algorithm")
+            chooser.PRINT_AUTOTUNE = False  # its tables would drown our own
         return torch.compile(self.block, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
 
 

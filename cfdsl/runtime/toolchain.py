@@ -57,11 +57,17 @@ def default_arch(arch: str) -> None:
         os.environ.setdefault("CUTE_DSL_ARCH", arch)
 
 
-def cache_key(source: str, args: Sequence[Arg], arch: str) -> str:
-    """What a compiled kernel depends on, as a hexadecimal sha256: source, argument specs, architecture, options, versions, primitives."""
+def cache_key(source: str, plan: KernelPlan, arch: str) -> str:
+    """What a compiled kernel depends on, as a hexadecimal sha256.
+
+    Source, argument specs, config (some of it goes past the source), architecture, options, versions, and the primitives' sources. The
+    model's name is in it because a Kernel tells it: equal sizes under two names are two kernels.
+    """
     facts = {
         "source": source,
-        "args": [asdict(arg) for arg in args],
+        "args": [asdict(arg) for arg in plan.args],
+        "config": asdict(plan.config),
+        "names": [plan.name, plan.model, plan.dtype],
         "arch": arch,
         "options": OPTIONS,
         "toolchain": VERSION,

@@ -25,7 +25,7 @@ def texts(root: ElementTree.Element) -> list[str]:
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
 def test_every_exchange_stream_and_buffer_is_drawn(ranks: int) -> None:
     root, plan = drawn(ranks), handmade.plan(ranks)
-    names = {key: {element.get(f"data-{key}") for element in root.iter() if element.get(f"data-{key}")} for key in ("exchange", "stream", "buffer")}
+    names = {key: {element.get(f"data-{key}") for element in root.iter()} - {None} for key in ("exchange", "stream", "buffer")}
     assert names["exchange"] == {exchange.name for exchange in plan.exchanges}
     assert names["stream"] == {stream.name for stream in plan.streams}
     assert names["buffer"] == {buffer.name for buffer in plan.buffers}
@@ -35,10 +35,10 @@ def test_every_exchange_stream_and_buffer_is_drawn(ranks: int) -> None:
 
 def test_exchanges_state_scope_and_bytes() -> None:
     text = "\n".join(texts(drawn(2)))
-    assert "cluster scope, push" in text
+    assert "cluster scope, push; barrier qkv_ready, step 4" in text
     assert "each rank sends 768 B, receives 1.5 KB" in text
     assert "48 KB" in text  # 64 CTAs send 768 B each
-    assert "grid scope, grid barrier; 64 CTAs" in text
+    assert "grid scope, grid barrier; 64 CTAs; step 10" in text
     assert "1 MB" in text  # 64 CTAs write 256 B and read 16 KB
 
 
@@ -62,17 +62,20 @@ def test_nothing_is_drawn_outside_of_the_page(ranks: int) -> None:
         if rect.get("x") is None:
             continue
         x, y, w, h = (float(rect.get(name) or 0) for name in ("x", "y", "width", "height"))
-        assert 0 <= x and x + w <= width + 0.01 and 0 <= y and y + h <= height + 0.01
+        assert min(x, y) >= 0
+        assert x + w <= width + 0.01
+        assert y + h <= height + 0.01
     for text in root.iter(f"{SVG}text"):
         if text.get("transform") is None and text.get("text-anchor") is None:
-            assert float(text.get("x") or 0) < width and float(text.get("y") or 0) < height
+            assert float(text.get("x") or 0) < width
+            assert float(text.get("y") or 0) < height
 
 
 def test_shared_memory_scale_is_monotone_and_complete() -> None:
     plan = handmade.plan(2)
     scale = scale_of(plan, 100.0, 900.0)
-    assert scale.edges[0] == 0 and scale.edges[-1] == plan.smem_bytes
-    assert scale.xs[0] == 100.0 and scale.xs[-1] == pytest.approx(900.0)
+    assert (scale.edges[0], scale.edges[-1]) == (0, plan.smem_bytes)
+    assert (scale.xs[0], scale.xs[-1]) == (100.0, pytest.approx(900.0))
     assert list(scale.xs) == sorted(scale.xs)
     for buffer in plan.buffers:
         assert scale.x(buffer.offset + buffer.bytes) - scale.x(buffer.offset) > 14  # a name must fit, if need be upright
@@ -88,7 +91,8 @@ def test_a_kernel_without_a_load_stream_says_so() -> None:
 def test_text_is_cut_to_its_box() -> None:
     assert fit("short", 100, 10) == "short"
     cut = fit("a very long line of text that does not fit", 80, 10)
-    assert cut.endswith("…") and text_width(cut, 10) <= 80
+    assert cut.endswith("…")
+    assert text_width(cut, 10) <= 80
     assert fit("abc", 1, 10) == ""
 
 

@@ -10,7 +10,8 @@ def test_the_load_stream_adds_up() -> None:
     found = runs(plan, 4096)
     assert [run.stream.name for run in found] == ["wq", "wk", "wv", "kv", "wo"]
     assert [run.tiles for run in found] == [32, 32, 32, 64, 32]  # 4096 tokens over 2 ranks, 32 to a tile
-    assert found[0].begin == 0 and all(a.end == b.begin for a, b in zip(found, found[1:], strict=False))
+    assert found[0].begin == 0
+    assert all(a.end == b.begin for a, b in zip(found, found[1:], strict=False))
     assert found[-1].end == (4 * 32 + 64) * 16384
 
 

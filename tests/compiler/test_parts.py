@@ -53,7 +53,7 @@ def test_smem_budget() -> None:
 def test_rates() -> None:
     assert H100_SXM.at_hbm_us(3_150_000) == pytest.approx(1.0)  # 3150 GB/s = 3150 bytes per ns
     assert H100_SXM.cycles_us(1755) == pytest.approx(1.0)  # 1.755 GHz
-    assert H100_SXM.at_sm_us(84_240) == pytest.approx(1.0)  # 48 bytes a cycle x 1755 cycles
+    assert H100_SXM.at_sm_us(64_935) == pytest.approx(1.0)  # 37 bytes a cycle x 1755 cycles
 
 
 @pytest.mark.parametrize(

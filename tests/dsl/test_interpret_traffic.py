@@ -87,6 +87,38 @@ def test_llama_2_7b_needs_no_tensors() -> None:
     assert traffic.hbm_bytes / 3.15e6 == pytest.approx(63.9, abs=0.05)
 
 
+@pytest.mark.parametrize("out", ["gather", "atomic"])
+def test_more_ctas_than_rows(out: str) -> None:
+    """64 output rows on 128 CTAs: half of them have none, and no row is computed twice."""
+    model = cf.ModelConfig("tiny", 64, 8, 8, 16)
+    traffic = counted({"out": out}, cf.Mesh(8, 16), model=model)
+    wo = 64 * 8 * 16 * 2
+    qkv = 3 * 64 * 8 * 16 * 2
+    assert traffic.l2_bytes == wo + qkv + traffic.kv_read + 128 * (64 * 2 + traffic.inputs)
+
+
+def test_splits_by_hand() -> None:
+    """6 clusters of 2: 2 groups of 3 splits, a group has 4 of 8 query heads and 1 of 2 KV heads of 16."""
+    traffic = counted({"qkv": "grid"}, cf.Mesh(6, 2, 3))
+    one = counted({"qkv": "grid"}, cf.Mesh(2, 2))
+    assert (traffic.kv_read, traffic.kv_write, traffic.weights) == (one.kv_read, one.kv_write, one.weights)
+    gather, scatter, grid = traffic.exchanges
+    assert (gather.op, gather.bytes) == ("grid_gather", 4 * (8 + 2 + 2) * 16 * (1 + 12))  # written once, read by 12 CTAs
+    # per cluster: each of 2 ranks gets from its peer 4 heads of (16 / 2 dims of o, m, l)
+    assert (scatter.op, scatter.bytes) == ("cluster_reduce_scatter", 6 * 2 * 4 * (16 // 2 + 2) * 4)
+    assert (grid.op, grid.bytes) == ("grid_reduce", 3 * (128 + 2 * 8) * 4 * (1 + 12))  # o, m, l of each split
+
+
+@given(
+    groups=st.sampled_from((1, 2, 4)), splits=st.integers(1, 4), group=st.sampled_from((1, 2, 4)), ranks=st.sampled_from((1, 2, 4, 8, 16)),
+    batch=st.integers(1, 3), length=st.integers(-1, 10), bias=st.booleans(),
+)  # fmt: skip
+def test_closed_form_with_splits(groups: int, splits: int, group: int, ranks: int, batch: int, length: int, bias: bool) -> None:
+    model = cf.ModelConfig("tiny", 48, 2 * group, 2, 16, qkv_bias=bias)
+    groups = groups if model.heads % groups == 0 else 2
+    counted({"qkv": "grid"}, cf.Mesh(groups * splits, ranks, splits), batch, length, model)
+
+
 @given(
     qkv=st.sampled_from(("rows", "split_k")), out=st.sampled_from(("gather", "atomic")), kv_heads=st.sampled_from((1, 2, 4)),
     group=st.sampled_from((1, 2, 3, 4, 8)), times=st.sampled_from((-4, -2, 1, 2, 4)), ranks=st.sampled_from((1, 2, 4, 8, 16)),

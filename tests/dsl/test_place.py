@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +12,6 @@ import cfdsl as cf
 from cfdsl.dsl.place_rules import PLACE_RULES, Site
 from cfdsl.dsl.placement import shard_bounds
 from cfdsl.dsl.type_rules import TYPE_RULES
-
-_spec = importlib.util.spec_from_file_location("cfdsl_test_specs", Path(__file__).with_name("specs.py"))
-assert _spec is not None
-assert _spec.loader is not None
-specs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(specs)
 
 MODEL = cf.ModelConfig("toy", hidden=64, heads=4, kv_heads=2, head_dim=16)
 R, S, P = cf.Replicate(), cf.Shard, cf.Partial
@@ -39,16 +31,16 @@ def clusters_of(model: cf.ModelConfig) -> list[int]:
 
 
 @pytest.mark.parametrize("model", cf.PRESETS.values(), ids=cf.PRESETS)
-def test_the_attention_block_is_placed_for_every_model_and_mesh(model: cf.ModelConfig) -> None:
+def test_the_attention_block_is_placed_for_every_model_and_mesh(model: cf.ModelConfig, block: cf.Fusion) -> None:
     for qkv, out in itertools.product(("rows", "splitk"), ("gather", "atomic")):
-        graph = cf.verify(specs.block.trace(model, qkv=qkv, out=out))
+        graph = cf.verify(block.trace(model, qkv=qkv, out=out))
         for clusters, ranks in itertools.product(clusters_of(model), (1, 2, 4, 8, 16)):
             placed = cf.place(graph, cf.Mesh(clusters, ranks))
             assert placed.of(dict(graph.outputs)["y"]) == cf.Placement(S(1), S(1))
 
 
-def test_the_placements_of_the_attention_block() -> None:
-    placed = cf.place(specs.block.trace(MODEL, out="atomic"), cf.Mesh(2, 4))
+def test_the_placements_of_the_attention_block(block: cf.Fusion) -> None:
+    placed = cf.place(block.trace(MODEL, out="atomic"), cf.Mesh(2, 4))
     found = [(node.op, *map(str, placed.placements[node])) for node in placed.graph.nodes if node.op not in ("input", "weight", "item")]
     assert found == [
         ("add", "[R, R]"),
@@ -73,7 +65,7 @@ def test_the_placements_of_the_attention_block() -> None:
 @pytest.mark.parametrize("clusters", [1, 2, 4, 6, 12])
 @pytest.mark.parametrize("ranks", [1, 3, 4])
 def test_a_launch_wide_shard_is_cut_the_same_way_cluster_by_cluster(clusters: int, ranks: int) -> None:
-    """[S(d), S(d)]: CTA r of cluster c has slice c * ranks + r; those of a cluster are what shard_bounds gives the cluster."""
+    """[S(d), S(d)]: slices c * ranks + r of all CTAs, put together for one cluster, are the slice of the cluster."""
     for size in (64, 96, 576, 4096):
         for cluster in range(clusters):
             first, last = (shard_bounds(size, clusters * ranks, cluster * ranks + rank) for rank in (0, ranks - 1))
@@ -134,7 +126,10 @@ def _place_all(graph: cf.Graph, mesh: cf.Mesh) -> Any:
 
 
 PLACED: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "leaves and slices": (lambda v: (v.x, v.rows, v.units, v.cols, v.both), ("[R, R]", "[S(0), R]", "[S(1), R]", "[R, S(1)]", "[S(1), S(1)]")),
+    "leaves and slices": (
+        lambda v: (v.x, v.rows, v.units, v.cols, v.both),
+        ("[R, R]", "[S(0), R]", "[S(1), R]", "[R, S(1)]", "[S(1), S(1)]"),
+    ),
     "terms": (lambda v: (v.term, v.grid_term, v.softmax), ("[R, P(sum)]", "[P(sum), R]", "[S(1), P(lse)]")),
     "R meets S": (lambda v: (v.x + v.cols, v.units * v.x, v.x + v.both), ("[R, S(1)]", "[S(1), R]", "[S(1), S(1)]")),
     "R meets S on each axis": (lambda v: v.units + v.cols, ("[S(1), S(1)]",)),
@@ -153,7 +148,10 @@ PLACED: dict[str, tuple[Any, tuple[str, ...]]] = {
         lambda v: cf.linear(v.x, v.wh[v.axis], cf.weight("b", (64,)).split_heads(4)[v.axis], shard="out"),
         ("[S(1), S(2)]",),
     ),
-    "mean square": (lambda v: (cf.mean_square(v.cols), cf.mean_square(v.rows), cf.mean_square(v.units)), ("[R, P(sum)]", "[S(0), R]", "[P(sum), R]")),
+    "mean square": (
+        lambda v: (cf.mean_square(v.cols), cf.mean_square(v.rows), cf.mean_square(v.units)),
+        ("[R, P(sum)]", "[S(0), R]", "[P(sum), R]"),
+    ),
     "norm of a sharded row": (
         lambda v: cf.rms_norm(v.cols, cf.weight("n", (64,)), 1e-5, cf.cluster_reduce(cf.mean_square(v.cols))),
         ("[R, S(1)]",),
@@ -168,12 +166,22 @@ PLACED: dict[str, tuple[Any, tuple[str, ...]]] = {
     "rope": (lambda v: cf.rope(v.heads, v.table, v.table, v.length), ("[S(1), R]",)),
     "attend, whole": (lambda v: cf.attend(v.heads, v.cache[v.axis], v.length), ("[S(1), R]",)),
     "cluster moves": (
-        lambda v: (cf.cluster_reduce(v.term), cf.cluster_gather(v.both), cf.cluster_reduce_scatter(v.term, dim=1), cf.cluster_reduce(v.softmax)),
+        lambda v: (
+            cf.cluster_reduce(v.term),
+            cf.cluster_gather(v.both),
+            cf.cluster_reduce_scatter(v.term, dim=1),
+            cf.cluster_reduce(v.softmax),
+        ),
         ("[R, R]", "[S(1), R]", "[R, S(1)]", "[S(1), R]"),
     ),
     "several values, one exchange": (lambda v: cf.cluster_reduce(v.term, v.softmax), ("[R, R]", "[S(1), R]")),
     "grid moves": (
-        lambda v: (cf.grid_gather(v.both), cf.grid_gather(v.cols), cf.grid_reduce(v.grid_term), cf.grid_reduce_scatter(v.grid_term, dim=-1)),
+        lambda v: (
+            cf.grid_gather(v.both),
+            cf.grid_gather(v.cols),
+            cf.grid_reduce(v.grid_term),
+            cf.grid_reduce_scatter(v.grid_term, dim=-1),
+        ),
         ("[R, R]", "[R, R]", "[R, R]", "[S(1), S(1)]"),
     ),
 }
@@ -242,7 +250,8 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
     "norm of a sharded row": (
         lambda v: cf.rms_norm(v.cols, cf.weight("n", (64,)), 1e-5),
         cf.errors.PlacementMismatch,
-        "rms_norm: the last dimension of the result of shard [R, S(1)] is sharded on the cluster axis, so nobody has the mean of its squares.\n"
+        "rms_norm: the last dimension of the result of shard [R, S(1)] is sharded on the cluster axis, so nobody has "
+        "the mean of its squares.\n"
         "remedy: pass mean_square=cluster_reduce(mean_square(x)).",
     ),
     "contraction sharded on one side": (
@@ -266,7 +275,8 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
     "a weight sharded by hand": (
         lambda v: cf.linear(v.x, cf.shard(v.w, 0)),
         cf.errors.PlacementMismatch,
-        "linear: the weight the result of shard [R, S(0)] is sharded on the cluster axis.\nremedy: leave it whole and say linear(..., shard=).",
+        "linear: the weight the result of shard [R, S(0)] is sharded on the cluster axis.\n"
+        "remedy: leave it whole and say linear(..., shard=).",
     ),
     "bias of terms": (
         lambda v: cf.linear(v.x, v.w, cf.weight("b", (32,)), shard="in"),
@@ -277,12 +287,14 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
     "bias sliced otherwise": (
         lambda v: cf.linear(v.x, v.w, cf.weight("b", (32,))[v.axis]),
         cf.errors.PlacementMismatch,
-        "linear: the bias the result of x[axis] [S(0), R] is not placed like the result [R, R].\nremedy: slice the bias as the weight is sliced.",
+        "linear: the bias the result of x[axis] [S(0), R] is not placed like the result [R, R].\n"
+        "remedy: slice the bias as the weight is sliced.",
     ),
     "different shards": (
         lambda v: v.rows + v.units,
         cf.errors.PlacementMismatch,
-        "add: the result of x[axis] [S(0), R] and the result of x[axis] [S(1), R] are sharded along different dimensions on the grid axis.\n"
+        "add: the result of x[axis] [S(0), R] and the result of x[axis] [S(1), R] are sharded along different "
+        "dimensions on the grid axis.\n"
         "remedy: call grid_gather on one of them.",
     ),
     "split of a shard": (
@@ -321,10 +333,52 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
         "append: the result of shard [R, S(2)] is sharded along dimension 2 on the cluster axis, which this op needs whole.\n"
         "remedy: call cluster_gather on it first.",
     ),
+    "attend of a slice of q": (
+        lambda v: cf.attend(cf.shard(v.heads, 1), v.cache[v.axis], v.length),
+        cf.errors.PlacementMismatch,
+        "attend: the result of shard [S(1), S(1)] is sharded along dimension 1 on the cluster axis, which this op needs whole.\n"
+        "remedy: call cluster_gather on it first.",
+    ),
+    "attend with a slice of the lengths": (
+        lambda v: cf.attend(v.heads, v.cache[v.axis], v.length[v.axis]),
+        cf.errors.PlacementMismatch,
+        "attend: the result of x[axis] [S(0), R] is sharded along dimension 0 on the grid axis, which this op needs whole.\n"
+        "remedy: call grid_gather on it first.",
+    ),
+    "append at a slice of the lengths": (
+        lambda v: v.cache[v.axis].append(*[cf.input("k", (2, 2, 16))] * 2, at=v.length[v.axis]),
+        cf.errors.PlacementMismatch,
+        "append: the result of x[axis] [S(0), R] is sharded along dimension 0 on the grid axis, which this op needs whole.\n"
+        "remedy: call grid_gather on it first.",
+    ),
+    "rope at a slice of the positions": (
+        lambda v: cf.rope(v.heads, v.table, v.table, v.length[v.axis]),
+        cf.errors.PlacementMismatch,
+        "rope: the result of x[axis] [S(0), R] is sharded along dimension 0 on the grid axis, which this op needs whole.\n"
+        "remedy: call grid_gather on it first.",
+    ),
+    "a bias sharded by hand": (
+        lambda v: cf.linear(v.x, v.w, cf.shard(cf.weight("b", (32,)), 0), shard="out"),
+        cf.errors.PlacementMismatch,
+        "linear: the result of shard [R, S(0)] is sharded along dimension 0 on the cluster axis, which this op needs whole.\n"
+        "remedy: call cluster_gather on it first.",
+    ),
+    "batch and contraction on one axis": (
+        lambda v: cf.linear(cf.shard(cf.input("z", (4, 64)), 0), v.w, shard="in"),
+        cf.errors.PlacementMismatch,
+        "linear: the result of shard [R, S(0)] is sharded along dimension 0 on the cluster axis, which this op needs whole.\n"
+        "remedy: call cluster_gather on it first.",
+    ),
+    "norm with a slice of its weight": (
+        lambda v: cf.rms_norm(v.x, cf.weight("n", (64,))[v.axis], 1e-5),
+        cf.errors.PlacementMismatch,
+        "rms_norm: the weight is placed [S(0), R].\nremedy: leave it whole; it is sliced like x.",
+    ),
     "reduce of a value": (
         lambda v: cf.cluster_reduce(v.x),
         cf.errors.WrongCollective,
-        "cluster_reduce moves P(op) -> R on the cluster axis, but x is placed [R, R].\nremedy: every holder has all of it already: leave the call out.",
+        "cluster_reduce moves P(op) -> R on the cluster axis, but x is placed [R, R].\n"
+        "remedy: every holder has all of it already: leave the call out.",
     ),
     "reduce of a shard": (
         lambda v: cf.cluster_reduce(v.cols),
@@ -359,8 +413,8 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
     "grid reduce of two terms": (
         lambda v: cf.grid_reduce(cf.linear(v.both, v.w[:, v.axis], shard="in")),
         cf.errors.WrongCollective,
-        "grid_reduce moves P(op) on the grid axis (values on the cluster axis) -> R on both, but the result of linear is placed "
-        "[P(sum), P(sum)].\nremedy: call cluster_reduce or cluster_reduce_scatter on the result of linear.",
+        "grid_reduce moves P(op) on the grid axis or the splits (values on the cluster axis) -> R on all, but the result of linear "
+        "is placed [P(sum), P(sum)].\nremedy: call cluster_reduce or cluster_reduce_scatter on the result of linear.",
     ),
     "grid reduce-scatter of a value": (
         lambda v: cf.grid_reduce_scatter(v.both, dim=1),
@@ -388,7 +442,7 @@ def test_refused(name: str) -> None:
 
     graph = cf.fusion(spec).trace(MODEL, batch=2)
     with pytest.raises(cf.CfdslError) as caught:
-        cf.place(graph, cf.Mesh(2, 4))
+        cf.place(graph, cf.Mesh(2, 2))
     error = caught.value
     assert type(error) is kind, error
     assert error.src is not None
@@ -399,19 +453,23 @@ def test_refused(name: str) -> None:
 DIVIDE: dict[str, tuple[Any, int, int, str]] = {
     "linear out": (
         lambda v: cf.linear(v.x, cf.weight("u", (24, 64)), shard="out"), 2, 16,
-        "linear cannot shard dimension 1 of size 24 over 16 ranks.\nremedy: choose a cluster size that divides it, or shard another dimension.",
+        "linear cannot shard dimension 1 of size 24 over 16 ranks.\n"
+        "remedy: choose a cluster size that divides it, or shard another dimension.",
     ),
     "linear out of a grid slice": (
         lambda v: cf.linear(v.x, v.w[v.axis], shard="out"), 8, 8,
-        "linear cannot shard dimension 1 of size 4 over 8 ranks.\nremedy: choose a cluster size that divides it, or shard another dimension.",
+        "linear cannot shard dimension 1 of size 4 over 8 ranks.\n"
+        "remedy: choose a cluster size that divides it, or shard another dimension.",
     ),
     "linear in": (
         lambda v: cf.linear(cf.input("z", (2, 36)), cf.weight("u", (64, 36)), shard="in"), 2, 8,
-        "linear cannot shard dimension 1 of size 36 over 8 ranks.\nremedy: choose a cluster size that divides it, or shard another dimension.",
+        "linear cannot shard dimension 1 of size 36 over 8 ranks.\n"
+        "remedy: choose a cluster size that divides it, or shard another dimension.",
     ),
     "shard": (
         lambda v: cf.shard(v.x, 0), 2, 4,
-        "shard cannot shard dimension 0 of size 2 over 4 ranks.\nremedy: choose a cluster size that divides it, or shard another dimension.",
+        "shard cannot shard dimension 0 of size 2 over 4 ranks.\n"
+        "remedy: choose a cluster size that divides it, or shard another dimension.",
     ),
     "reduce-scatter": (
         lambda v: cf.cluster_reduce_scatter(v.term, dim=0), 2, 4,
@@ -494,15 +552,21 @@ def test_independent_mistakes_are_reported_at_once() -> None:
 
 
 @pytest.mark.parametrize("ranks", [0, 17, 32])
-def test_a_cluster_size_out_of_range(ranks: int) -> None:
+def test_a_cluster_size_out_of_range(ranks: int, block: cf.Fusion) -> None:
     with pytest.raises(cf.errors.ClusterSizeUnsupported) as caught:
-        cf.place(specs.block.trace(MODEL), cf.Mesh(2, ranks))
+        cf.place(block.trace(MODEL), cf.Mesh(2, ranks))
     assert str(caught.value) == f"a cluster of {ranks} CTAs is not supported.\n  remedy: use a cluster size of 1, 2, 4, 8 or 16."
 
 
-def test_clusters_that_do_not_go_with_the_units() -> None:
+def test_a_launch_without_clusters(block: cf.Fusion) -> None:
+    with pytest.raises(cf.errors.ArgumentError) as caught:
+        cf.place(block.trace(MODEL), cf.Mesh(0, 4))
+    assert caught.value.message == "argument 'clusters' must be a positive number of clusters, got 0."
+
+
+def test_clusters_that_do_not_go_with_the_units(block: cf.Fusion) -> None:
     with pytest.raises(cf.errors.ClustersDoNotDivide) as caught:
-        cf.place(specs.block.trace("llama-2-7b"), cf.Mesh(30, 4))
+        cf.place(block.trace("llama-2-7b"), cf.Mesh(30, 4))
     assert str(caught.value) == (
         "32 work units cannot be spread over 30 clusters: neither number divides the other.\n"
         "  remedy: use a number of clusters that divides 32, or a multiple of 32."

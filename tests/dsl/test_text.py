@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -12,79 +11,72 @@ from hypothesis import strategies as st
 
 import cfdsl as cf
 
-_spec = importlib.util.spec_from_file_location("cfdsl_text_specs", Path(__file__).with_name("specs.py"))
-assert _spec is not None
-assert _spec.loader is not None
-specs = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(specs)
-
 MODEL = cf.ModelConfig("toy", hidden=64, heads=4, kv_heads=2, head_dim=16)
 
 PLACED = """\
-fusion block(dtype="bf16", over=2)
+fusion attention(dtype="bf16", over=2)
 mesh 2 clusters x 4 ranks
 
-%x = input()                                                    : bf16[1,64]           [R, R]
-%residual = input()                                             : bf16[1,64]           [R, R]
-%pos = input()                                                  : i32[1]               [R, R]
-%length = input()                                               : i32[1]               [R, R]
-%cos = input()                                                  : f32[positions,8]     [R, R]
-%sin = input()                                                  : f32[positions,8]     [R, R]
-%wq = weight()                                                  : bf16[64,64]          [R, R]
-%wk = weight()                                                  : bf16[32,64]          [R, R]
-%wv = weight()                                                  : bf16[32,64]          [R, R]
-%wo = weight()                                                  : bf16[64,64]          [R, R]
-%0 = add(%x, %residual)                                         : f32[1,64]            [R, R]
-%norm = weight()                                                : bf16[64]             [R, R]
-%1 = rms_norm(%0, %norm, eps=1e-05)                             : f32[1,64]            [R, R]
-%2 = split_heads(%wq, dim=0, heads=4)                           : bf16[4,16,64]        [R, R]
-%3 = slice_grid(%2, dim=0)                                      : bf16[4,16,64]        [S(0), R]
-%4 = linear(%1, %3, across="cluster", shard="out")              : f32[1,4,16]          [S(1), S(2)]
-%5 = split_heads(%wk, dim=0, heads=2)                           : bf16[2,16,64]        [R, R]
-%6 = slice_grid(%5, dim=0)                                      : bf16[2,16,64]        [S(0), R]
-%7 = linear(%1, %6, across="cluster", shard="out")              : f32[1,2,16]          [S(1), S(2)]
-%8 = split_heads(%wv, dim=0, heads=2)                           : bf16[2,16,64]        [R, R]
-%9 = slice_grid(%8, dim=0)                                      : bf16[2,16,64]        [S(0), R]
-%10 = linear(%1, %9, across="cluster", shard="out")             : f32[1,2,16]          [S(1), S(2)]
-%11, %12, %13 = cluster_gather(%4, %7, %10)                     : f32[1,4,16], f32[1,2,16], f32[1,2,16]  [S(1), R], [S(1), R], [S(1), R]
-%14 = rope(%11, %cos, %sin, %pos, rotary_dim=16, style="half")  : f32[1,4,16]          [S(1), R]
-%15 = rope(%12, %cos, %sin, %pos, rotary_dim=16, style="half")  : f32[1,2,16]          [S(1), R]
-%cache = kv_cache(layout="bhtd")                                : bf16[1,2,tokens,16]  [R, R]
-%16 = slice_grid(%cache, dim=1)                                 : bf16[1,2,tokens,16]  [S(1), R]
-%17 = append(%16, %15, %13, %length)                            : bf16[1,2,tokens,16]  [S(1), R]
-%18 = attend(%14, %17, scale=None, shard="tokens")              : f32[1,4,16]          [S(1), P(lse)]
-%19 = cluster_reduce_scatter(%18, dim=2)                        : f32[1,4,16]          [S(1), S(2)]
-%20 = grid_gather(%19)                                          : f32[1,4,16]          [R, R]
-%21 = merge_heads(%20)                                          : f32[1,64]            [R, R]
-%22 = linear(%21, %wo, across="all", shard="out")               : f32[1,64]            [S(1), S(1)]
-%23 = add(%22, %0)                                              : f32[1,64]            [S(1), S(1)]
+%x = input()                                                      : bf16[1,64]           [R, R]
+%residual = input()                                               : bf16[1,64]           [R, R]
+%pos = input()                                                    : i32[1]               [R, R]
+%length = input()                                                 : i32[1]               [R, R]
+%cos = input()                                                    : f32[positions,8]     [R, R]
+%sin = input()                                                    : f32[positions,8]     [R, R]
+%wq = weight()                                                    : bf16[64,64]          [R, R]
+%wk = weight()                                                    : bf16[32,64]          [R, R]
+%wv = weight()                                                    : bf16[32,64]          [R, R]
+%wo = weight()                                                    : bf16[64,64]          [R, R]
+%0 = add(%x, %residual)                                           : f32[1,64]            [R, R]
+%norm = weight()                                                  : bf16[64]             [R, R]
+%1 = rms_norm(%0, %norm, eps=1e-05)                               : f32[1,64]            [R, R]
+%2 = split_heads(%wq, dim=0, heads=4)                             : bf16[4,16,64]        [R, R]
+%3 = slice_grid(%2, dim=0)                                        : bf16[4,16,64]        [S(0), R]
+%4 = linear(%1, %3, across="cluster", shard="out")                : f32[1,4,16]          [S(1), S(2)]
+%5 = split_heads(%wk, dim=0, heads=2)                             : bf16[2,16,64]        [R, R]
+%6 = slice_grid(%5, dim=0)                                        : bf16[2,16,64]        [S(0), R]
+%7 = linear(%1, %6, across="cluster", shard="out")                : f32[1,2,16]          [S(1), S(2)]
+%8 = split_heads(%wv, dim=0, heads=2)                             : bf16[2,16,64]        [R, R]
+%9 = slice_grid(%8, dim=0)                                        : bf16[2,16,64]        [S(0), R]
+%10 = linear(%1, %9, across="cluster", shard="out")               : f32[1,2,16]          [S(1), S(2)]
+%11, %12, %13 = cluster_gather(%4, %7, %10)                       : f32[1,4,16], f32[1,2,16], f32[1,2,16]  [S(1), R], [S(1), R], [S(1), R]
+%14 = rope(%11, %cos, %sin, %pos, rotary_dim=16, style="half")    : f32[1,4,16]          [S(1), R]
+%15 = rope(%12, %cos, %sin, %pos, rotary_dim=16, style="half")    : f32[1,2,16]          [S(1), R]
+%cache = kv_cache(layout="bhtd")                                  : bf16[1,2,tokens,16]  [R, R]
+%16 = slice_grid(%cache, dim=1)                                   : bf16[1,2,tokens,16]  [S(1), R]
+%17 = append(%16, %15, %13, %length)                              : bf16[1,2,tokens,16]  [S(1), R]
+%18 = attend(%14, %17, across="cluster", scale=None, shard="tokens")  : f32[1,4,16]          [S(1), P(lse)]
+%19 = cluster_reduce_scatter(%18, dim=2)                          : f32[1,4,16]          [S(1), S(2)]
+%20 = grid_gather(%19)                                            : f32[1,4,16]          [R, R]
+%21 = merge_heads(%20)                                            : f32[1,64]            [R, R]
+%22 = linear(%21, %wo, across="all", shard="out")                 : f32[1,64]            [S(1), S(1)]
+%23 = add(%22, %0)                                                : f32[1,64]            [S(1), S(1)]
 
 effects %17
 outputs y=%23
 """
 
 
-def test_the_text_of_a_placed_graph() -> None:
-    graph = specs.block.trace(MODEL)
+def test_the_text_of_a_placed_graph(block: cf.Fusion) -> None:
+    graph = block.trace(MODEL)
     assert cf.to_text(cf.place(graph, cf.Mesh(2, 4)), lines=False) == PLACED
 
 
-def test_the_users_lines_are_comments() -> None:
-    lines = cf.to_text(specs.block.trace(MODEL)).splitlines()
-    assert lines[:3] == ['fusion block(dtype="bf16", over=2)', f"# {Path(specs.__file__)}", ""]
+def test_the_users_lines_are_comments(block: cf.Fusion) -> None:
+    lines = cf.to_text(block.trace(MODEL)).splitlines()
+    assert lines[:3] == ['fusion attention(dtype="bf16", over=2)', f"# {Path(block.file)}", ""]
     (gather,) = (line for line in lines if "cluster_gather" in line)
-    code = Path(specs.__file__).read_text().splitlines()
+    code = Path(block.file).read_text().splitlines()
     number = next(n for n, line in enumerate(code, 1) if "= exchange(q, k, v)" in line)
     assert gather == (
-        "%11, %12, %13 = cluster_gather(%4, %7, %10)                     "
-        f": f32[1,4,16], f32[1,2,16], f32[1,2,16]  # specs.py:{number}"
+        f"%11, %12, %13 = cluster_gather(%4, %7, %10)                       : f32[1,4,16], f32[1,2,16], f32[1,2,16]  # conftest.py:{number}"
     )
 
 
 @pytest.mark.parametrize("qkv", ["rows", "splitk"])
 @pytest.mark.parametrize("out", ["gather", "atomic"])
-def test_parsing_gives_the_same_graph(qkv: str, out: str) -> None:
-    graph = specs.block.trace(MODEL, qkv=qkv, out=out)
+def test_parsing_gives_the_same_graph(block: cf.Fusion, qkv: str, out: str) -> None:
+    graph = block.trace(MODEL, qkv=qkv, out=out)
     for text in (cf.to_text(graph), cf.to_text(cf.place(graph, cf.Mesh(2, 2)))):
         again = cf.parse(text)
         assert again == graph
@@ -93,8 +85,8 @@ def test_parsing_gives_the_same_graph(qkv: str, out: str) -> None:
         assert cf.to_text(again) == cf.to_text(graph)
 
 
-def test_without_comments_the_lines_are_those_of_the_text() -> None:
-    text = cf.to_text(specs.block.trace(MODEL), lines=False)
+def test_without_comments_the_lines_are_those_of_the_text(block: cf.Fusion) -> None:
+    text = cf.to_text(block.trace(MODEL), lines=False)
     again = cf.verify(cf.parse(text))
     assert cf.to_text(again, lines=False) == text
     (add,) = (node for node in again.nodes if node.op == "rms_norm")
@@ -163,7 +155,7 @@ def build(program: list[tuple[str, int, int]], batch: int, over: bool) -> cf.Gra
             elif op == "norm":
                 values.append(cf.rms_norm(a, cf.weight(f"n{step}", (m.hidden,)), 10.0 ** -(j % 9)))
             elif op == "cast":
-                values.append(cf.cast(a, ("f16", "f32")[j % 2]))
+                values.append(cf.cast(a, ("bf16", "f32")[j % 2]))
             elif op == "split":
                 values.append(cf.concat(cf.split(a, (m.hidden - 8, 8), dim=1)[::-1], dim=1))
             elif op == "reduce":

@@ -245,7 +245,9 @@ def test_independent_mistakes_are_reported_at_once_and_their_consequences_not() 
     with pytest.raises(cf.Errors) as caught:
         cf.fusion(spec).trace(MODEL)
     first, last = here(spec, 2), here(spec, 6)
-    assert str(caught.value) == f"""\
+    assert (
+        str(caught.value)
+        == f"""\
 3 mistakes:
 1. ShapeMismatch: rms_norm expects a weight of shape (64,), got (65,).
      {__file__}:{first}: n = cf.rms_norm(x, cf.weight("norm", (65,)), 1e-5)
@@ -256,6 +258,7 @@ def test_independent_mistakes_are_reported_at_once_and_their_consequences_not() 
 3. DtypeMismatch: mul expects b of dtype f32, f16 or bf16, got i32.
      {__file__}:{last}: bad = x * cf.input("i", (batch, 64), "i32")
      remedy: declare b with such a dtype."""
+    )
 
 
 def test_python_that_trips_over_an_earlier_mistake_does_not_hide_it() -> None:
@@ -264,8 +267,7 @@ def test_python_that_trips_over_an_earlier_mistake_does_not_hide_it() -> None:
         return cf.outputs(y=cf.input("x", (batch, y.shape[1])))
 
     assert refused(spec, cf.errors.ArgumentError) == (
-        "argument 'x' must be a value of the spec, got int 1.\n"
-        "  remedy: silu takes values: inputs, weights and what is computed from them."
+        "argument 'x' must be a value of the spec, got int 1.\n  remedy: silu takes values: inputs, weights and what is computed from them."
     )
 
 
@@ -288,6 +290,11 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
         lambda: cf.input("x", (1, 64), "f16") + cf.input("z", (1, 64)),
         cf.errors.DtypeMismatch,
         "add expects b of dtype f16, got bf16.",
+    ),
+    "linear dtypes": (
+        lambda: cf.linear(cf.input("x", (1, 64), "f32"), cf.weight("w", (8, 64), "f16"), cf.weight("b", (8,))),
+        cf.errors.DtypeMismatch,
+        "linear expects bias of dtype f16, got bf16.",
     ),
     "linear rank": (
         lambda: cf.linear(cf.input("x", (64,)), cf.weight("w", (64, 64))),
@@ -314,9 +321,17 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
         cf.errors.ShapeMismatch,
         "weight expects the shape of weight 'w' to be (n,) or (out, in), got (1, 2, 3).",
     ),
-    "weight dtype": (lambda: cf.weight("w", (2,), "i8"), cf.errors.ArgumentError, "argument 'dtype' must be 'f32', 'f16' or 'bf16', got 'i8'."),
+    "weight dtype": (
+        lambda: cf.weight("w", (2,), "i8"),
+        cf.errors.ArgumentError,
+        "argument 'dtype' must be 'f32', 'f16' or 'bf16', got 'i8'.",
+    ),
     "input name": (lambda: cf.input("a.b", (2,)), cf.errors.ArgumentError, "argument 'name' must be a Python identifier, got 'a.b'."),
-    "input shape": (lambda: cf.input("x", (0, 2)), cf.errors.ArgumentError, "argument 'shape' must be positive sizes or names, got (0, 2)."),
+    "input shape": (
+        lambda: cf.input("x", (0, 2)),
+        cf.errors.ArgumentError,
+        "argument 'shape' must be positive sizes or names, got (0, 2).",
+    ),
     "cache layout": (
         lambda: cf.kv_cache("kv", 1, 2, "tokens", 16, layout="bdht"),
         cf.errors.ArgumentError,
@@ -360,7 +375,9 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
         "rms_norm expects a mean_square of shape (1, 1), got (1, 2).",
     ),
     "rope tables": (
-        lambda: cf.rope(cf.input("q", (1, 4, 16)), cf.input("c", ("p", 4), "f32"), cf.input("s", ("p", 8), "f32"), cf.input("i", (1,), "i32")),
+        lambda: cf.rope(
+            cf.input("q", (1, 4, 16)), cf.input("c", ("p", 4), "f32"), cf.input("s", ("p", 8), "f32"), cf.input("i", (1,), "i32")
+        ),
         cf.errors.ShapeMismatch,
         "rope expects cos of shape (positions, 8), got (p, 4).",
     ),
@@ -414,12 +431,24 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
         cf.errors.ArgumentError,
         "argument 'shard' must be None or 'tokens', got 'heads'.",
     ),
+    "attend across": (
+        lambda: cf.attend(
+            cf.input("q", (1, 4, 16)), cf.kv_cache("kv", 1, 2, "t", 16), cf.input("n", (1,), "i32"), shard="tokens", across="grid"
+        ),
+        cf.errors.ArgumentError,
+        "argument 'across' must be 'cluster' or 'all', got 'grid'.",
+    ),
     "cache as a value": (
         lambda: cf.silu(cf.kv_cache("kv", 1, 2, "t", 16)),
         cf.errors.ArgumentError,
         "argument 'x' must be a tensor value in silu, got a kv_cache.",
     ),
     "exchange of nothing": (lambda: cf.cluster_reduce(), cf.errors.ArgumentError, "argument 'xs' must be one or several values, got none."),
+    "reduce-scatter along no dimension": (
+        lambda: cf.cluster_reduce_scatter(cf.input(*X), dim=2),
+        cf.errors.ArgumentError,
+        "argument 'dim' must be a dimension of (1, 64), got 2.",
+    ),
     "a number": (lambda: cf.input(*X) * 2.0, cf.errors.ArgumentError, "argument 'b' must be a value of the spec, got float 2.0."),
     "an output that is no value": (lambda: 3, cf.errors.ArgumentError, "argument 'y' must be a floating-point value of the spec, got int."),
     "an output of integers": (

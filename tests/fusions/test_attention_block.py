@@ -16,6 +16,7 @@ from fusions.attention_block import attention_block
 
 QKV, OUT, LAYOUTS = ("rows", "split_k"), ("gather", "atomic"), ("bhtd", "bthd")
 DATAFLOWS = [{"qkv": qkv, "out": out} for qkv in QKV for out in OUT]
+SPLIT = {"qkv": "grid", "out": "gather"}
 
 
 def tiny(**fields: Any) -> cf.ModelConfig:
@@ -44,7 +45,7 @@ def launches(draw: st.DrawFn) -> dict[str, Any]:
     kv_heads = draw(st.sampled_from((1, 2, 3, 4)))
     heads = kv_heads * draw(st.integers(1, 16))
     head_dim = draw(st.sampled_from((16, 32, 64)))
-    options = {"qkv": draw(st.sampled_from(QKV)), "out": draw(st.sampled_from(OUT)), "layout": draw(st.sampled_from(LAYOUTS))}
+    options = {**draw(st.sampled_from([*DATAFLOWS, SPLIT, SPLIT])), "layout": draw(st.sampled_from(LAYOUTS))}
     model = tiny(
         hidden=16 * draw(st.integers(1, 6)), heads=heads, kv_heads=kv_heads, head_dim=head_dim, qkv_bias=draw(st.booleans()),
         rope_style=draw(st.sampled_from(("half", "interleaved"))), rotary_dim=2 * draw(st.integers(1, head_dim // 2)),
@@ -52,10 +53,11 @@ def launches(draw: st.DrawFn) -> dict[str, Any]:
     ranks = draw(st.sampled_from((1, 2, 4, 8, 16)))
     cut = [n for n in range(1, kv_heads + 1) if kv_heads % n == 0]
     shared = [kv_heads * n for n in (2, 4) if (heads % (kv_heads * n) == 0) or (options["out"] == "gather" and kv_heads * n % heads == 0)]
+    groups, splits = draw(st.sampled_from(cut + shared)), draw(st.integers(1, 4)) if options["qkv"] == "grid" else 1
     capacity = draw(st.integers(1, 40))
     length = st.one_of(st.sampled_from((0, 1, capacity - 1, capacity)), st.integers(-3, capacity + 3))
     return {
-        "model": model, "mesh": cf.Mesh(draw(st.sampled_from(cut + shared)), ranks), "options": options, "capacity": capacity,
+        "model": model, "mesh": cf.Mesh(groups * splits, ranks, splits), "options": options, "capacity": capacity,
         "lengths": draw(st.lists(length, min_size=1, max_size=3)), "dtype": draw(st.sampled_from(("bf16", "f16"))),
         "seed": draw(st.integers(0, 2**31)),
     }  # fmt: skip
@@ -87,21 +89,48 @@ def test_every_cluster_size_and_dataflow(ranks: int, options: dict[str, str]) ->
         assert relative(got.outputs["y"], want["y"]) < 1e-13
 
 
+@pytest.mark.parametrize("splits", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16])
+def test_every_cluster_size_and_number_of_splits(ranks: int, splits: int) -> None:
+    """Groups of one and of several query heads; the longest sequence has a token for some holders only, the shortest has none."""
+    for kv_heads, groups in ((8, 4), (4, 4), (2, 1)):
+        model = tiny(hidden=64, heads=8, kv_heads=kv_heads, qkv_bias=True)
+        tensors = attention_block.example_inputs(model, 3, "f16", [37, 0, 1], 40, **SPLIT)
+        want = attention_block.reference(model, tensors, **SPLIT)
+        got = run(model, cf.Mesh(groups * splits, ranks, splits), tensors, "f64", "f16", **SPLIT)
+        assert relative(got.outputs["y"], want["y"]) < 1e-13
+        assert all(same(got.caches[name], want[name]) for name in ("cache_k", "cache_v"))
+
+
+def test_a_grid_of_rows_has_no_atomic_output() -> None:
+    with pytest.raises(cf.TraceError) as caught:
+        attention_block.trace(tiny(), qkv="grid", out="atomic")
+    assert str(caught.value) == "qkv='grid' does not go with out='atomic'.\n  remedy: choose out='gather', or another qkv."
+
+
+def test_only_one_dataflow_lets_clusters_share_a_head() -> None:
+    with pytest.raises(cf.CfdslError) as caught:
+        cf.place(attention_block.trace(tiny()), cf.Mesh(4, 2, 2))
+    assert str(caught.value) == (
+        "2 clusters share a unit, but attention_block has no attend(..., shard='tokens', across='all'): they would repeat its work.\n"
+        "  remedy: use splits=1, or a dataflow that splits tokens over clusters (of attention_block: qkv='grid')."
+    )
+
+
 @pytest.mark.parametrize("length", [-5, 0, 1, 8, 9, 100])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_lengths_at_and_past_the_ends(length: int, layout: str) -> None:
-    """Capacity 8. Negative is empty; full is full: nothing is written, and the new token is attended to all the same."""
+    """Capacity 8. Negative counts as empty and 9 as full for attention, which has the new token all the same. Nothing is stored then."""
     model = tiny()
     tensors = attention_block.example_inputs(model, 1, "bf16", length, 8, layout=layout)
     before = {name: value.clone() for name, value in tensors.items()}
     got = run(model, cf.Mesh(2, 4), tensors, "f64", layout=layout)
     assert relative(got.outputs["y"], attention_block.reference(model, tensors, layout=layout)["y"]) < 1e-13
     token_dim = 2 if layout == "bhtd" else 1
-    at = max(0, length)
     for name in ("cache_k", "cache_v"):
         old, new = (t.movedim(token_dim, 0) for t in (before[name], got.caches[name]))
         changed = [i for i in range(8) if not same(old[i], new[i])]
-        assert changed == ([at] if at < 8 else [])
+        assert changed == ([length] if 0 <= length < 8 else [])
         assert same(tensors[name], before[name]), "the inputs must stay as they were"
 
 

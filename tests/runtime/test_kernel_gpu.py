@@ -167,7 +167,7 @@ def test_a_call_allocates_nothing(block: Kernel) -> None:
 
 
 def test_opcheck(block: Kernel) -> None:
-    tensors = inputs(attention_block)
+    tensors = {name: value.nan_to_num() if value.is_floating_point() else value for name, value in inputs(attention_block).items()}
     torch.library.opcheck(block.op, tuple(tensors[arg.name] for arg in block.args))
 
 
@@ -251,12 +251,7 @@ def test_a_length_out_of_range_is_clamped_and_flagged_and_leaves_the_cache_whole
     assert block.status() == ()
     assert error(tensors["y"], want["y"]) <= LIMIT["bf16"]
     for name, (buffer, before) in guard.items():
-        assert torch.equal(buffer[0], before[0])
-        assert torch.equal(buffer[2], before[2])
-        if length >= CAPACITY:
-            assert torch.equal(buffer[1], before[1])
-        else:
-            assert error(tensors[name], want[name]) <= LIMIT["bf16"]
+        assert torch.equal(buffer, before), f"{name} must stay as it was: no index to store a token at"
 
 
 def test_the_device_is_a_known_part_and_its_driver_says_what_it_holds() -> None:

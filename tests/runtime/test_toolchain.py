@@ -22,13 +22,14 @@ from cfdsl.runtime.trace_back import spec_line
 
 def test_the_key_depends_on_everything_that_the_object_depends_on(lower: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     plan = lower().plan
-    moved = [dataclasses.replace(plan.args[0], align=32), *plan.args[1:]]
     keys = [
-        toolchain.cache_key("a", plan.args, "sm_90a"),
-        toolchain.cache_key("b", plan.args, "sm_90a"),
-        toolchain.cache_key("a", plan.args, "sm_100a"),
-        toolchain.cache_key("a", moved, "sm_90a"),
+        toolchain.cache_key("a", plan, "sm_90a"),
+        toolchain.cache_key("b", plan, "sm_90a"),
+        toolchain.cache_key("a", plan, "sm_100a"),
     ]
+    moved = (dataclasses.replace(plan.args[0], align=32), *plan.args[1:])
+    for changes in ({"args": moved}, {"config": plan.config.with_(stamp_cluster=False)}, {"model": "other"}, {"name": "other"}):
+        keys.append(toolchain.cache_key("a", dataclasses.replace(plan, **changes), "sm_90a"))
     for name, value in [
         ("OPTIONS", ("--enable-tvm-ffi",)),
         ("VERSION", 99),
@@ -37,9 +38,9 @@ def test_the_key_depends_on_everything_that_the_object_depends_on(lower: Callabl
     ]:
         with monkeypatch.context() as patch:
             patch.setattr(toolchain, name, value)
-            keys.append(toolchain.cache_key("a", plan.args, "sm_90a"))
+            keys.append(toolchain.cache_key("a", plan, "sm_90a"))
     assert len(set(keys)) == len(keys)
-    assert toolchain.cache_key("a", plan.args, "sm_90a") == keys[0]
+    assert toolchain.cache_key("a", plan, "sm_90a") == keys[0]
 
 
 def test_the_fingerprint_is_of_the_primitives_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ from cfdsl.compiler.plan import Exchange
 from cfdsl.dsl.graph import CLUSTER_COLLECTIVES, Graph, Node
 from cfdsl.dsl.placement import AxisPlacement, Partial, Replicate, Shard
 
-LEFT, LABEL, RIGHT = 40, 390, 250  # margin; column of values; column of what is read from memory
-ROW, BAND, HEAD = 38, 112, 64
+LEFT, LABEL, RIGHT = 40.0, 390.0, 250.0  # margin; column of values; column of what is read from memory
+ROW, BAND, HEAD = 38, 118, 64
 GAP = 14
 
 
@@ -92,7 +92,7 @@ class GraphPicture:
 
     def _chips(self, grid: AxisPlacement, cluster: AxisPlacement, y: float) -> None:
         """The two placements as coloured labels, right-aligned before the cluster's frame."""
-        x = self.x0 - 20
+        x = self.x0 - 20.0
         for placement in (cluster, grid):
             text = str(placement)
             x -= text_width(text, 10.5, True) + 12
@@ -109,7 +109,8 @@ class GraphPicture:
         title = f"{self.names[node]} {placement} on rank {rank} of cluster 0: [{where}]"
         canvas.rect(x, y + 8, w, 9, "#e9edf3", None, 2.5)
         if isinstance(placement.cluster, Shard):
-            canvas.rect(x + w * rank / mesh.ranks, y + 8, w / mesh.ranks, 9, SHARDED, None, 2.5, title)
+            fill = "url(#partial)" if isinstance(placement.grid, Partial) else SHARDED
+            canvas.rect(x + w * rank / mesh.ranks, y + 8, w / mesh.ranks, 9, fill, None, 2.5, title)
         elif isinstance(placement.cluster, Partial):
             canvas.rect(x, y + 8, w, 9, "url(#partial)", PARTIAL, 2.5, title, stroke_width=0.8)
         else:
@@ -128,23 +129,24 @@ class GraphPicture:
             x += self.canvas.pill(x, y + 19, text, MUTED) + 6
 
     def _exchange(self, node: Node, y: float) -> None:
-        exchange = self.exchanges.get(node)
+        rounds = self.exchanges.get(node, ())
         on_cluster = node.op in CLUSTER_COLLECTIVES
         color = CLUSTER if on_cluster else GRID
         canvas = self.canvas
-        name = exchange.name if exchange else node.op
-        canvas.rect(LEFT, y + 5, canvas.width - 2 * LEFT, BAND - 10, color, None, 8, fill_opacity=0.07, data_exchange=name)
-        canvas.rect(LEFT, y + 5, 4, BAND - 10, color, None, 2)
+        canvas.rect(LEFT, y + 5, canvas.width - 2 * LEFT, BAND - 10, color, None, 8, fill_opacity=0.07)
+        for number, exchange in enumerate(rounds):
+            part = (BAND - 10) / len(rounds)
+            canvas.rect(LEFT, y + 5 + part * number, 4, part - 1, color, None, 2, exchange.name, data_exchange=exchange.name)
         values = ", ".join(dict.fromkeys(self.names[_through(arg)] for arg in node.args))
         canvas.text(LEFT + 18, y + 28, f"{node.op}({values})", 13.5, color, 700, mono=True, width=LABEL - 30)
         before = {str(self.placed.of(arg)) for arg in node.args}
         canvas.text(LEFT + 18, y + 46, f"{' '.join(sorted(before))} → {self._after(node)}", 11.5, INK, mono=True, width=LABEL - 30)
-        for line, text in enumerate(_facts(exchange, self.placed.mesh.ctas)):
-            canvas.text(LEFT + 18, y + 64 + 15 * line, text, 11, MUTED, width=LABEL - 30)
+        for line, text in enumerate(_facts(rounds, self.placed.mesh.ctas)):
+            canvas.text(LEFT + 18, y + 63 + 14 * line, text, 11, MUTED, width=LABEL - 30)
         if on_cluster:
-            self._wires(y, exchange)
+            self._wires(y, rounds)
         else:
-            self._bus(y, exchange)
+            self._bus(y, rounds)
 
     def _after(self, node: Node) -> str:
         results = [node, *(user for user in self.placed.graph.users(node) if user.op == "item")]
@@ -155,7 +157,7 @@ class GraphPicture:
                 continue
         return "?"
 
-    def _wires(self, y: float, exchange: Exchange | None) -> None:
+    def _wires(self, y: float, rounds: tuple[Exchange, ...]) -> None:
         """From every rank to every rank, as the exchange pushes through distributed shared memory."""
         canvas, top, bottom = self.canvas, y + 20, y + BAND - 20
         opacity = 0.85 if self.ranks <= 4 else 0.5 if self.ranks <= 8 else 0.28
@@ -176,52 +178,60 @@ class GraphPicture:
                 )
         for center in centers:
             canvas.circle(center, top, 5, WHITE, CLUSTER, stroke_width=1.8)
-        self._right(y, "DSMEM", CLUSTER, exchange)
+        self._right(y, "DSMEM", CLUSTER, rounds)
 
-    def _bus(self, y: float, exchange: Exchange | None) -> None:
+    def _bus(self, y: float, rounds: tuple[Exchange, ...]) -> None:
         """Down into global memory, and up again on every CTA of every cluster."""
         canvas, top, bottom, middle = self.canvas, y + 16, y + BAND - 14, y + BAND / 2
-        atomic = exchange is not None and exchange.algorithm == "atomic"
+        atomic = any(exchange.algorithm == "atomic" for exchange in rounds)
         for rank in range(self.ranks):
             x = self.x0 + self.pitch * (rank + 0.5)
             canvas.line(x, top, x, middle - 13, GRID, 1.6, marker_end="url(#arrow-grid)")
             canvas.line(x, middle + 11, x, bottom, GRID, 1.6, marker_end="url(#arrow-grid)")
         canvas.rect(self.x0 + 6, middle - 11, self.x1 - self.x0 + 22, 22, WHITE, GRID, 11, stroke_width=1.4)
-        what = "atomic adds" if atomic else "written once, read back by all"
+        what = "atomic adds, each reads its slice" if atomic else "written once, read back by all"
         label = f"global memory (L2): {what}, grid barrier over {self.placed.mesh.ctas} CTAs"
         canvas.text((self.x0 + self.x1 + 28) / 2, middle + 4, label, 11.5, GRID, 600, "middle", width=self.x1 - self.x0)
-        self._right(y, "L2", GRID, exchange)
+        self._right(y, "L2", GRID, rounds)
 
-    def _right(self, y: float, medium: str, color: str, exchange: Exchange | None) -> None:
-        if exchange is None:
+    def _right(self, y: float, medium: str, color: str, rounds: tuple[Exchange, ...]) -> None:
+        if not rounds:
             return
         x = self.x1 + 46
         ctas = self.placed.mesh.ctas
-        total = exchange.sent_bytes * ctas + (exchange.received_bytes * ctas if exchange.scope == "grid" else 0)
+        total = sum(exchange.sent_bytes * ctas + (exchange.received_bytes * ctas if exchange.scope == "grid" else 0) for exchange in rounds)
         self.canvas.text(x, y + BAND / 2 - 2, size(total), 19, color, 700)
         self.canvas.text(x, y + BAND / 2 + 15, f"through {medium}", 11, MUTED)
         self.canvas.text(x, y + BAND / 2 + 30, "per launch", 11, MUTED)
 
 
-def match_exchanges(graph: Graph, exchanges: tuple[Exchange, ...]) -> dict[Node, Exchange]:
-    """The plan's exchange of each collective node: the n-th collective of a scope is the plan's n-th exchange of that scope."""
-    found: dict[Node, Exchange] = {}
-    for scope in ("cluster", "grid"):
-        nodes = [node for node in graph.nodes if node.is_collective and node.op.startswith(scope)]
-        found.update(zip(nodes, [exchange for exchange in exchanges if exchange.scope == scope], strict=False))
+def match_exchanges(graph: Graph, exchanges: tuple[Exchange, ...]) -> dict[Node, tuple[Exchange, ...]]:
+    """The plan's exchanges of each collective node: those of its line (an algorithm may take two rounds), else its scope's next one."""
+    found: dict[Node, tuple[Exchange, ...]] = {}
+    left = [exchange for exchange in exchanges if exchange.algorithm != "multicast"]  # that one is no node's: it brings inputs
+    for node in graph.nodes:
+        if not node.is_collective:
+            continue
+        of_scope = [exchange for exchange in left if node.op.startswith(exchange.scope)]
+        mine = [exchange for exchange in of_scope if exchange.src == node.src] or of_scope[:1]
+        found[node] = tuple(mine)
+        left = [exchange for exchange in left if exchange not in mine]
     return found
 
 
-def _facts(exchange: Exchange | None, ctas: int) -> list[str]:
-    if exchange is None:
+def _facts(rounds: tuple[Exchange, ...], ctas: int) -> list[str]:
+    """Three lines about an exchange, or two lines for each of its rounds."""
+    if not rounds:
         return ["not in the plan"]
-    via = exchange.algorithm.replace("_", " ")
-    over = f", {exchange.monoid}" if exchange.monoid else ""
-    verb = "writes" if exchange.scope == "grid" else "sends"
-    lines = [f"{exchange.scope} scope, {via}{over}; {plural(ctas, 'CTA')}" if exchange.scope == "grid" else f"cluster scope, {via}{over}"]
-    lines.append(f"each rank {verb} {size(exchange.sent_bytes)}, receives {size(exchange.received_bytes)}")
-    if exchange.barrier:
-        lines.append(f"barrier {exchange.barrier}, step {exchange.step}")
+    lines = []
+    for number, exchange in enumerate(rounds, 1):
+        scope = f"{exchange.scope} scope" if len(rounds) == 1 else f"round {number}, {exchange.op.replace('_', ' ')}"
+        over = f", {exchange.monoid}" if exchange.monoid else ""
+        grid = f"; {plural(ctas, 'CTA')}" if exchange.scope == "grid" else ""
+        verb = "writes" if exchange.scope == "grid" else "sends"
+        barrier = f"barrier {exchange.barrier}, " if exchange.barrier else ""
+        lines.append(f"{scope}, {exchange.algorithm.replace('_', ' ')}{over}{grid}; {barrier}step {exchange.step}")
+        lines.append(f"each rank {verb} {size(exchange.sent_bytes)}, receives {size(exchange.received_bytes)}")
     return lines
 
 

@@ -14,7 +14,7 @@ from cfdsl.cli.units import plural, size
 from cfdsl.compiler.plan import Barrier, Buffer, KernelPlan
 
 ROW, HEAD = 27, 46
-LABEL = 520
+LABEL = 520.0
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class MemoryPicture:
         canvas, last = self.canvas, -1e9
         for offset, x in zip(self.scale.edges, self.scale.xs, strict=True):
             canvas.line(x, self.body - 5, x, self.bottom, LINE, 0.8)
-            if x - last > 40:
-                anchor = "end" if x > self.x1 - 20 else "start" if x < self.x0 + 20 else "middle"
+            anchor = "end" if x > self.x1 - 20 else "start" if x < self.x0 + 20 else "middle"
+            if x - last > (60 if anchor == "end" else 40):
                 canvas.text(x, self.body - 10, f"{offset:,}", 9.5, MUTED, None, anchor, True)
                 last = x
 

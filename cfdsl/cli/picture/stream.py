@@ -100,16 +100,27 @@ class StreamPicture:
         """Steps that eat nothing, numbered, at the point of the stream where they come; exchanges in their scope's colour."""
         self.canvas.text(LEFT, y + 13, "between streams", 12.5, INK, 700)
         self.canvas.text(LEFT, y + 28, "the ring keeps filling", 11, MUTED)
-        colors, edge = exchange_colors(self.plan), self.x0
-        for at, numbers in self._pauses().items():
+        colors, pauses = exchange_colors(self.plan), self._pauses()
+        for (at, numbers), start in zip(pauses.items(), self._starts(pauses), strict=True):
             anchor = self.x(at)
-            start = max(min(anchor + 4, self.x1 - DOT * len(numbers)), edge)
-            edge = start + DOT * len(numbers) + 6
             self.canvas.path(f"M{anchor:.1f},{y - 12} V{y - 6} H{start + DOT / 2:.1f} V{y + 3}", FAINT, 1)
             for place, number in enumerate(numbers):
                 x, color = start + DOT * (place + 0.5), colors.get(number)
                 self.canvas.circle(x, y + 13, DOT / 2 - 1, color or WHITE, color or FAINT, stroke_width=1.2)
                 self.canvas.text(x, y + 16.5, str(number), 9.5, WHITE if color else INK, 700, "middle")
+
+    def _starts(self, pauses: dict[int, list[int]]) -> list[float]:
+        """Where each run of numbers begins: at its point of the stream, moved so that runs neither overlap nor leave the page."""
+        widths = [DOT * len(numbers) + 6 for numbers in pauses.values()]
+        starts, edge = [], self.x0
+        for at, width in zip(pauses, widths, strict=True):
+            starts.append(max(self.x(at) + 4, edge))
+            edge = starts[-1] + width
+        edge = self.x1 + 6
+        for index in range(len(starts) - 1, -1, -1):
+            starts[index] = min(starts[index], edge - widths[index])
+            edge = starts[index]
+        return starts
 
     def _pauses(self) -> dict[int, list[int]]:
         """Bytes eaten so far -> the steps taken then, barriers among the warps left out."""

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import keyword
 from dataclasses import dataclass, field
 
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
+from cfdsl.compiler.names import identifier as name
 from cfdsl.compiler.plan import KernelPlan
 
-MODULES = (
-    "attention", "cluster_gather", "cluster_reduce", "cta", "exchange", "frag", "gemv", "grid", "kv", "pointwise", "rmsnorm", "rope",
-    "stream",
-)  # fmt: skip
-LOCALS = ("at", "bid", "cluster", "cuda", "cute", "cutlass", "flat", "i", "kernel", "launch", "primitives", "rank", "rings", "smem", "status", "tidx")
-RESERVED = frozenset((*MODULES, *LOCALS, *keyword.kwlist))
+Lines = list[str]
 DTYPES = {"f32": "Float32", "bf16": "BFloat16", "f16": "Float16", "i32": "Int32"}
-
-
-def name(arg: str) -> str:
-    """The identifier of a launch argument in generated code: its own name, unless that means something there already."""
-    return f"{arg}_" if arg in RESERVED else arg
+FIXED = ("ATTRS", "CTAS", "RANKS", "RING", "THREADS", "WARPS")  # constants that every module has
 
 
 @dataclass
@@ -38,14 +29,14 @@ class Context:
 
     def constant(self, base: str, text: str) -> str:
         """The module-level name of a constant: one per text."""
-        for name, known in self.constants.items():
+        for constant, known in self.constants.items():
             if known == text:
-                return name
-        name, n = base, 2
-        while name in self.constants:
-            name, n = f"{base}_{n}", n + 1
-        self.constants[name] = text
-        return name
+                return constant
+        constant, n = base, 2
+        while constant in self.constants or constant in FIXED:
+            constant, n = f"{base}_{n}", n + 1
+        self.constants[constant] = text
+        return constant
 
     def rows(self, base: str, tiles: RowTiles) -> str:
         """The constant with the geometry of a weight's tiles, or of a fragment."""
@@ -57,24 +48,21 @@ class Context:
     def fragment(self, tiles: RowTiles) -> str:
         """A constant whose fragments are those of `tiles`: any stream with the same columns and warps per row will do."""
         want = (f"stream.Rows(cols={tiles.cols}, ", f"warps_per_row={tiles.warps_per_row},")
-        for name, text in self.constants.items():
+        for constant, text in self.constants.items():
             if text.startswith(want[0]) and want[1] in text + ",":
-                return name
+                return constant
         return self.rows("ROW", tiles)
 
 
 
 def element(expr: Expr, i: str = "i") -> str:
     """Source of an expression at index `i`, float32."""
+    start = "" if expr.offset == Affine() else f"{expr.offset} + "
+    index = f"{i} // {expr.block} * {expr.stride} + {i} % {expr.block}" if expr.block and expr.stride else i
     if expr.kind == "leaf":
-        index = i
-        if expr.block and expr.stride:
-            index = f"{i} // {expr.block} * {expr.stride} + {i} % {expr.block}"
-        start = "" if expr.offset == Affine() else f"{expr.offset} + "
         return f"{name(expr.name)}[{start}{index}].to(Float32)"
     if expr.kind == "smem":
-        start = "" if expr.offset == Affine() else f"{expr.offset} + "
-        return f"{expr.name}[{start}{i}]"
+        return f"{expr.name}[{start}{index}]{'' if expr.dtype == 'f32' else '.to(Float32)'}"
     if expr.kind == "total":
         return f"gemv.total({expr.name}, {i}, {expr.warps})"
     if expr.kind == "var":
@@ -88,6 +76,8 @@ def fragment(expr: Expr, shape: str) -> str:
         start = "" if expr.offset == Affine() else f", {expr.offset}"
         load = name(expr.name) if expr.kind == "leaf" else expr.name
         return f"frag.load({load}, {shape}{start})"
+    if expr.kind == "terms":
+        return f"attention.load_terms({expr.name}, {expr.args[0].name}, {', '.join(map(str, expr.terms))}, {shape})"
     if expr.kind == "var":
         return expr.name
     return _pointwise(expr, [fragment(arg, shape) for arg in expr.args])
@@ -111,3 +101,29 @@ def bare(text: str) -> str:
         if depth == 0 and at < len(text) - 1:
             return text
     return text[1:-1]
+
+
+def loop(n: int | str, body: str) -> Lines:
+    """Each consumer thread takes every THREADS-th index."""
+    return [f"for i in cutlass.range(tidx, {n}, THREADS, unroll=1):", f"    {body}"]
+
+
+def symbol(c: Context, arg: str) -> str:
+    """The size of an argument that is known at launch."""
+    shape = next(a.shape for a in c.plan.args if a.name == arg)
+    return next(dim for dim in shape if isinstance(dim, str))
+
+
+def fold(line: str, width: int) -> Lines:
+    """A call too long for a line, broken after commas and aligned with its first argument."""
+    if len(line) <= width or "(" not in line:
+        return [line]
+    start = line.index("(") + 1
+    parts, lines = line.split(", "), [""]
+    for n, part in enumerate(parts):
+        text = part + ("," if n < len(parts) - 1 else "")
+        if lines[-1] and len(lines[-1]) + 1 + len(text) > width and len(lines[-1]) > start:
+            lines.append(" " * start + text)
+        else:
+            lines[-1] += f" {text}" if lines[-1] else text
+    return lines

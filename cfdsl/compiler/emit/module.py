@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 
-from cfdsl.compiler.emit.context import DTYPES, MODULES, Context, name
-from cfdsl.compiler.emit.steps import emit_step, head_base, tiles_of
+from cfdsl.compiler.emit.attention import head_base, holder
+from cfdsl.compiler.emit.context import DTYPES, Context, fold
+from cfdsl.compiler.emit.steps import emit_step, tiles_of
 from cfdsl.compiler.geometry import RowTiles
+from cfdsl.compiler.names import MODULES
+from cfdsl.compiler.names import identifier as name
 from cfdsl.compiler.plan import Buffer, KernelPlan, Step
 from cfdsl.dsl.graph import Src
 
 WIDTH = 140
 REGISTERS_PER_SM = 65536
+MOST_REGISTERS = 255  # that a thread can have
 
 
 def emit(plan: KernelPlan) -> str:
@@ -20,8 +25,9 @@ def emit(plan: KernelPlan) -> str:
     c = Context(plan)
     producer = _producer(c) if plan.ring else []
     consumers = _consumers(c)
-    kernel = [*_prologue(c), *_branches(plan, producer, consumers)]
-    body = "\n".join(f"    {line}" if line else "" for line in kernel)
+    branches = _branches(plan, producer, consumers)
+    kernel = [*_prologue(c, "\n".join(branches)), *branches]
+    body = "\n".join(f"    {part}" if part else "" for line in kernel for part in fold(line, WIDTH - 4))
     parts = [_header(plan), _imports("\n".join([body, *c.constants.values()])), _constants(c), _kernel_def(c) + body, _launch(c)]
     return "\n\n".join(parts[:3]) + "\n\n\n" + "\n\n\n".join(parts[3:]) + "\n"
 
@@ -50,7 +56,7 @@ def _constants(c: Context) -> str:
         full, empty = (next(b.offset for b in plan.barriers if b.kind == kind) for kind in ("full", "empty"))
         lines.append(
             f"RING = rings.Ring(stages={plan.ring.stages}, stage_bytes={plan.ring.stage_bytes}, warps={c.warps}, data={plan.ring.offset}, "
-            f"full={full}, empty={empty})"
+            f"full={full}, empty={empty}, window={plan.ring.window})"
         )
     lines += [f"{constant} = {text}" for constant, text in c.constants.items()]
     lines.append(f"ATTRS = dict(cluster={plan.mesh.ranks}, maxnreg={_maxnreg(plan)})")
@@ -65,7 +71,8 @@ def _maxnreg(plan: KernelPlan) -> int | None:
     if plan.config.ctas_per_sm == 1:
         return None
     warps_per_partition = -(-plan.config.ctas_per_sm * plan.threads // 32 // 4)
-    return REGISTERS_PER_SM // 4 // warps_per_partition // 32 // 8 * 8
+    each = REGISTERS_PER_SM // 4 // warps_per_partition // 32 // 8 * 8
+    return each if each <= MOST_REGISTERS else None
 
 
 def _symbols(plan: KernelPlan) -> dict[str, tuple[str, int]]:
@@ -92,11 +99,13 @@ def _exchange_barriers(plan: KernelPlan) -> list[tuple[str, int, int]]:
     return [(b.name, b.offset, b.tx_bytes) for b in plan.barriers if b.kind == "exchange"]
 
 
-def _prologue(c: Context) -> list[str]:
+def _prologue(c: Context, body: str) -> list[str]:
     """Who am I; make and arm the barriers; let the successor start."""
     plan = c.plan
     lines = [f"smem = cta.arena({plan.smem_bytes})", "tidx = cta.thread()", "bid, _, _ = cute.arch.block_idx()"]
-    lines += [f"{coordinate} = {text}" for coordinate, text in _coordinates(plan)]
+    coordinates = _coordinates(plan)
+    used = {name for name, _ in coordinates if re.search(rf"\b{name}\b", "\n".join([body, *(text for _, text in coordinates)]))}
+    lines += [f"{name} = {text}" for name, text in coordinates if name in used]
     lines += [f"{mbar} = cta.barriers(smem, {offset})" for mbar, offset, _ in _exchange_barriers(plan)]
     init = ["rings.init(smem, RING)"] if plan.ring else []
     init += [f"exchange.init({mbar}, {nbytes})" for mbar, _, nbytes in _exchange_barriers(plan)]
@@ -108,7 +117,6 @@ def _prologue(c: Context) -> list[str]:
         lines.append("cute.arch.cluster_arrive_relaxed()")
     if plan.config.pdl:
         lines.append("cute.arch.griddepcontrol_launch_dependents()")
-    lines.append("status = ws_sync.iterator + 1")
     return lines
 
 
@@ -117,6 +125,10 @@ def _coordinates(plan: KernelPlan) -> list[tuple[str, str]]:
     repeats = {step.params["repeat"] for step in plan.steps if step.op == "append" and step.params["repeat"] > 1}
     if repeats:
         coordinates.append(("kv_head", f"cluster // {repeats.pop()}  # neighbouring clusters share a KV head"))
+    if plan.mesh.splits > 1:
+        coordinates.append(("group", f"cluster // {plan.mesh.splits}"))
+        coordinates.append(("split", f"cluster % {plan.mesh.splits}"))
+        coordinates.append(("holder", "split * RANKS + rank  # of those that share a head's tokens"))
     for share in plan.shares:
         if share.even:
             each = share.granules // plan.mesh.ctas
@@ -158,11 +170,10 @@ def _producer(c: Context) -> list[str]:
             clamped = f"{p['tokens']} = cutlass.max(cutlass.min({name(length)}[0], {capacity}), Int32(0))"
             if clamped not in lines:
                 lines.append(clamped)
-            split = "rank, RANKS" if p["sharded"] else "Int32(0), 1"
+            split = ", ".join(holder(p))
             base = head_base(c, cache, p["head"])
-            lines.append(
-                f"at = stream.tokens(smem, RING, at, {name(cache.name + '_k')}, {name(cache.name + '_v')}, {shape}, {base}, {p['tokens']}, {split})"
-            )
+            pair = f"{name(cache.name + '_k')}, {name(cache.name + '_v')}"
+            lines.append(f"at = stream.tokens(smem, RING, at, {pair}, {shape}, {base}, {p['tokens']}, {split})")
     return lines + (["cute.arch.cluster_wait()"] if _has(plan, "rendezvous") else [])
 
 
@@ -174,10 +185,12 @@ def _consumers(c: Context) -> list[str]:
     plan = c.plan
     lines = ["at = Int32(0)"] if plan.ring else []
     lines += [_view(buffer) for buffer in plan.buffers]
-    if plan.config.pdl:
-        lines.append("cute.arch.griddepcontrol_wait()")
     last: Src | None = None
-    for step in plan.steps:
+    for i, step in enumerate(plan.steps):
+        if plan.config.pdl and i == plan.early_steps:
+            lines.append("cute.arch.griddepcontrol_wait()")
+        if i == plan.early_steps and _has(plan, "grid_barrier"):
+            lines.append("phase = grid.phase(ws_sync)")
         if step.src is not None and step.src != last:
             lines.append(_comment(step))
             last = step.src

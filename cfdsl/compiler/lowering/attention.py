@@ -6,8 +6,8 @@ import math
 
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
-from cfdsl.compiler.lowering.exchanges import materialise
 from cfdsl.compiler.lowering.values import Cache, Softmax, Vector
+from cfdsl.compiler.lowering.vectors import materialise
 from cfdsl.compiler.plan import Stream
 from cfdsl.dsl.graph import ITEMSIZE, Node
 from cfdsl.dsl.placement import Partial
@@ -15,6 +15,7 @@ from cfdsl.errors import ConfigError, GroupUnsupported, HeadDimUnsupported, NotL
 
 HEAD_DIMS = (64, 128)
 MAX_GROUP = 16
+HEADS_PER_WARP = 4  # query heads of one KV head that a warp keeps in registers
 
 
 def early_scalars(b: Builder) -> None:
@@ -27,6 +28,7 @@ def early_scalars(b: Builder) -> None:
 
 
 def clamped(b: Builder, length: Node, base: str, cache: Node) -> str:
+    """The variable with a length argument, brought into 0 to the capacity of `cache`."""
     key = (length, "clamped")
     if key not in b.values:
         name = b.variable(base)
@@ -35,24 +37,39 @@ def clamped(b: Builder, length: Node, base: str, cache: Node) -> str:
         b.step("length", f"{name} = {length.attr('name')}, within 0 and the cache's capacity", src=length.src, out=name,
                length=length.attr("name"), cache=cache.attr("name"), layout=cache.attr("layout"))  # fmt: skip
         b.values[key] = name
-    return b.values[key]
+        b.flags.append(("LENGTH_CLAMPED", name, length.attr("name"), cache.attr("name")))
+    return str(b.values[key])
 
 
 def angles(b: Builder, node: Node) -> tuple[str, str]:
+    """The variables with this thread's cosine and sine."""
     cos, sin, pos = node.args[1:4]
     key = (cos, sin, pos, "angles")
     if key not in b.values:
         pair = (b.variable("cosine"), b.variable("sine"))
+        b.flags.append(("POSITION_CLAMPED", pair[0].replace("cosine", "position"), pos.attr("name"), ""))
         half = int(cos.type.shape[-1])
+        if half > b.threads:
+            raise ConfigError(name="warps", value=b.config.warps, expected=f"at least {-(-half // 32)}: {half} angles", src=node.src)
         b.step("angles", f"{pair[0]}, {pair[1]} = row {pos.attr('name')} of the tables", src=node.src, out=pair,
                cos=cos.attr("name"), sin=sin.attr("name"), pos=pos.attr("name"), half=half)  # fmt: skip
         b.values[key] = pair
-    return b.values[key]
+    cosine, sine = b.values[key]
+    return cosine, sine
+
+
+def _used_elsewhere(b: Builder, x: Node, user: Node) -> bool:
+    """Whether somebody besides `user` reads `x`, or what `x` is a view of: the same shared memory."""
+    graph = b.placed.graph
+    if any(x is output for _, output in graph.outputs) or any(other is not user for other in graph.users(x)):
+        return True
+    return x.op in ("split_heads", "merge_heads") and _used_elsewhere(b, x.args[0], x)
 
 
 def lower_rope(b: Builder, node: Node) -> None:
+    """Rotate the heads of this CTA's slice, where they are."""
     x = node.args[0]
-    if any(user is not node for user in b.placed.graph.users(x)):
+    if _used_elsewhere(b, x, node):
         raise NotLowered(op="rope", why="it rotates in place, and its argument is used elsewhere too", src=node.src)
     vector = materialise(b, x)
     shape = b.local(node)
@@ -73,7 +90,7 @@ def cache_value(b: Builder, node: Node) -> Cache:
     leaf = node.args[0] if sliced else node
     heads, dim = int(leaf.type.shape[1]), int(leaf.type.shape[3])
     base = b.grid_offset(heads, 1) if sliced else Affine()
-    return Cache(leaf.attr("name"), leaf.attr("layout"), max(1, heads // b.clusters) if sliced else heads, heads, dim, base)
+    return Cache(leaf.attr("name"), leaf.attr("layout"), max(1, heads // b.groups) if sliced else heads, heads, dim, base)
 
 
 def lower_append(b: Builder, node: Node) -> None:
@@ -81,7 +98,7 @@ def lower_append(b: Builder, node: Node) -> None:
     cache = cache_value(b, node.args[0])
     k, v = materialise(b, node.args[1]), materialise(b, node.args[2])
     length = clamped(b, node.args[3], "tokens", node.args[0])
-    repeat = b.clusters // cache.all_heads if cache.base.terms and cache.base.terms[0][0] == "kv_head" else 1
+    repeat = max(1, b.groups // cache.all_heads) * b.splits  # clusters that hold the same head
     b.step(
         "append", f"{cache.name}[{length}] = ({k.buffer}, {v.buffer}), by rank 0", reads=(k.buffer, v.buffer), src=node.src,
         cache=cache, k=k.buffer, v=v.buffer, tokens=length, length=node.args[3].attr("name"), repeat=repeat,
@@ -89,11 +106,15 @@ def lower_append(b: Builder, node: Node) -> None:
     b.values[node] = Cache(cache.name, cache.layout, cache.heads, cache.all_heads, cache.dim, cache.base, (k.buffer, v.buffer))
 
 
-def tile_tokens(group: int, dim: int, itemsize: int, config_stage: int, warps: int) -> int:
+def tile_tokens(group: int, dim: int, itemsize: int, stage_bytes: int, warps: int) -> int:
     """Tokens of a KV tile: the most that fit a stage, in whole steps of every warp; 0 if none do."""
-    head_groups = -(-group // 4)
-    unit = warps // head_groups * 2 * 32 * 8 // dim
-    return config_stage // (2 * dim * itemsize) // unit * unit
+    unit = token_groups(group, warps) * 2 * 32 * 8 // dim
+    return stage_bytes // (2 * dim * itemsize) // unit * unit
+
+
+def token_groups(group: int, warps: int) -> int:
+    """Groups of warps that take different tokens: as many as there are, over the groups of at most 4 query heads; 0: too few warps."""
+    return warps // -(-group // HEADS_PER_WARP)
 
 
 def lower_attend(b: Builder, node: Node) -> None:
@@ -108,15 +129,20 @@ def lower_attend(b: Builder, node: Node) -> None:
         raise HeadDimUnsupported(head_dim=dim, src=node.src)
     if group > MAX_GROUP:
         raise GroupUnsupported(group=group, src=node.src)
+    if not (groups := token_groups(group, b.config.warps)):
+        need = -(-group // HEADS_PER_WARP)
+        raise ConfigError(name="warps", value=b.config.warps, expected=f"at least {need}: {group} query heads of a KV head", src=node.src)
     itemsize = ITEMSIZE[node.args[1].types[0].dtype]
     tokens = tile_tokens(group, dim, itemsize, b.config.stage_bytes, b.config.warps)
     if not tokens:
-        raise ConfigError(name="stage_bytes", value=b.config.stage_bytes, expected="large enough for one step of tokens", src=node.src)
+        need = groups * 2 * 32 * 8 * 2 * itemsize
+        raise ConfigError(name="stage_bytes", value=b.config.stage_bytes, expected=f"at least {need}, one step of tokens", src=node.src)
     sharded = isinstance(b.placed.of(node).cluster, Partial)
+    # the next tokens in registers too: where the heads leave room for them under the register cap of two CTAs per SM
+    ahead = b.config.ctas_per_sm == 1 or -(-group // -(-group // HEADS_PER_WARP)) <= 2
     out = b.buffer("o", (heads * dim,))
     stats = b.buffer("stats", (heads, 2))
     scale = node.attr("scale") or 1 / math.sqrt(dim)
-    groups = b.config.warps // -(-group // 4)
     stride = dim if cache.layout == "bhtd" else cache.all_heads * dim
     for j in range(cache.heads):
         b.streams.append((
@@ -127,13 +153,13 @@ def lower_attend(b: Builder, node: Node) -> None:
         b.step(
             "decode", f"{part_o}, {part_ml} = softmax terms of head {j}, per warp", reads=(q.buffer, *cache.appended),
             writes=(part_o, part_ml), src=node.src, stream=len(b.streams) - 1, q=q.buffer, k=cache.appended[0], v=cache.appended[1],
-            cache=cache, head=j, group=group, dim=dim, tokens_per_tile=tokens, stride=stride,
+            cache=cache, head=j, group=group, dim=dim, tokens_per_tile=tokens, ahead=ahead, stride=stride,
             scale=math.log2(math.e) * scale, tokens=clamped(b, _append_of(node).args[3], "tokens", node.args[1]), sharded=sharded,
-            part_o=part_o, part_ml=part_ml,
+            splits=b.splits if node.attr("across") == "all" else 1, part_o=part_o, part_ml=part_ml,
         )  # fmt: skip
         b.step(
             "combine_warps", f"{out}, {stats} = terms of the warps combined", reads=(part_o, part_ml), writes=(out, stats), src=node.src,
-            part_o=part_o, part_ml=part_ml, out=out, stats=stats, head=j, group=group, dim=dim, tokens_per_tile=tokens,
+            part_o=part_o, part_ml=part_ml, out=out, stats=stats, head=j, group=group, dim=dim, tokens_per_tile=tokens, ahead=ahead,
         )  # fmt: skip
     if sharded:
         b.values[node] = Softmax(out, stats, heads, dim)

@@ -7,7 +7,7 @@ from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles, tile_rows, warps_per_row
 from cfdsl.compiler.lowering.pointwise import Where, expression, fragment_var, through_view
-from cfdsl.compiler.lowering.values import Product, Vector
+from cfdsl.compiler.lowering.values import Product
 from cfdsl.dsl.graph import ITEMSIZE, Node
 from cfdsl.dsl.placement import Partial, Shard
 from cfdsl.errors import ConfigError, NotLowered, ShardDoesNotDivide
@@ -32,6 +32,7 @@ def lower_linear(b: Builder, node: Node) -> None:
 
 
 def leaf(weight: Node) -> Node:
+    """The stored weight under a weight's views."""
     while weight.op != "weight":
         weight = weight.args[0]
     return weight
@@ -48,7 +49,8 @@ def weight_tiles(b: Builder, node: Node) -> RowTiles:
         share = b.share(int(node.type.shape[-1]), ld, itemsize)
         rows = min(share.granule, _rows(b, node, ld, itemsize, share.granule))
         tiles = share.most // rows
-        return RowTiles(ld, ld, rows, _wpr(b, node, ld, rows), tiles, Affine.of(**{share.symbol: share.granule}), Affine(), share=share.name)
+        row0 = Affine.of(**{share.symbol: share.granule})
+        return RowTiles(ld, ld, rows, _wpr(b, node, ld, rows), tiles, row0, Affine(), share=share.name)
     cols, col0 = contraction(b, node, ld, itemsize)
     row0 = through_view(b, weight, Where()).at if weight.op == "slice_grid" and weight.attr("dim") == 0 else Affine()
     # in rows of the stored matrix: a head is head_dim rows
@@ -97,20 +99,6 @@ def bias_expr(b: Builder, node: Node, tiles: RowTiles) -> Expr | None:
     bias = node.args[2]
     where = Where(tiles.row0, tiles.block_rows, tiles.block_stride)
     return expression(b, leaf(bias), where)
-
-
-def flush(b: Builder, node: Node) -> Vector:
-    """Sum a product over its warps into shared memory, together with every other product that is ready."""
-    ready = [n for n, value in b.values.items() if isinstance(n, Node) and isinstance(value, Product)]
-    for one in ready:
-        value = b.values[one]
-        out = b.buffer(value.part.replace("_terms", "_slice"), (value.rows,))
-        b.step(
-            "finish", f"{out}[i] = {value.expr}", reads=value.expr.buffers(), writes=(out,), src=one.src,
-            tree=value.expr, out=out, rows=value.rows,
-        )  # fmt: skip
-        b.values[one] = Vector(out, value.rows)
-    return b.values[node]
 
 
 def _rows(b: Builder, node: Node, cols: int, itemsize: int, divides: int) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
-from cfdsl.compiler.lowering.values import Product, Scalar, Shared, Vector
+from cfdsl.compiler.lowering.products import flush
+from cfdsl.compiler.lowering.values import Product, Scalar, Shared, SharedTerms, Vector
 from cfdsl.dsl.graph import Node
-from cfdsl.dsl.placement import Shard
+from cfdsl.dsl.placement import Placement, Shard
 from cfdsl.errors import NotLowered
 
 ELEMENTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm")
@@ -32,12 +34,23 @@ class Where:
 def expression(b: Builder, node: Node, where: Where, tiles: RowTiles | None = None) -> Expr:
     """The tree that computes `node`'s slice at `where`. `tiles`: the caller wants a fragment of that geometry."""
     value = b.values.get(node)
+    if where.block and (tiles or isinstance(value, (Product, Vector)) or node.op == "rms_norm"):
+        raise NotLowered(op=node.op, why="it is needed in blocks of elements, and only launch arguments can be read so", src=node.src)
+    if isinstance(value, Product) and (tiles or where != Where()):
+        flush(b, node)
+        value = b.values[node]
     if isinstance(value, Product):
         return value.expr
     if isinstance(value, Vector):
         return Expr("smem", value.buffer, where.at)
     if isinstance(value, Scalar):
         return Expr("var", value.variable)
+    if isinstance(value, SharedTerms):
+        if tiles is None or where != Where():
+            why = "softmax terms of several clusters are only combined where a product reads all of them"
+            raise NotLowered(op=node.op, why=why, src=node.src)
+        terms = (value.splits, value.heads, value.dim)
+        return Expr("terms", value.outs, args=(Expr("var", value.stats),), terms=terms)
     if isinstance(value, Shared):
         at = where.at
         if value.share:
@@ -72,31 +85,57 @@ def through_view(b: Builder, node: Node, where: Where) -> Where:
         dim = node.attr("dim")
         if dim != len(node.type.shape) - 1:
             raise NotLowered(op="shard", why=f"dimension {dim} is not the last one", src=node.src)
-        return where.moved(Affine.of(rank=b.local(node)[dim]))
+        return cut(b, node, node.args[0], where)
     if node.op == "slice_grid":
-        arg = node.args[0]
-        row = 1
-        for size in arg.type.shape[node.attr("dim") + 1 :]:
-            row *= int(size)
-        return where.moved(b.grid_offset(int(arg.type.shape[node.attr("dim")]), row))
+        return cut(b, node, node.args[0], where)
     return where  # item, split_heads, merge_heads: the same flat elements
 
 
 def aligned(b: Builder, node: Node, arg: Node, where: Where) -> Where:
-    """A replicated operand meets a sharded one: take the slice of it that this rank works on."""
+    """A replicated operand meets a sharded one: take the slice of it that this CTA works on."""
+    if isinstance(b.values.get(arg), Scalar):
+        return where
+    mine, theirs, last = b.placed.placements[node][0], b.placed.of(arg), Shard(len(node.type.shape) - 1)
+    if mine.grid == mine.cluster == last:  # rows of a partition over all CTAs
+        if theirs == mine:
+            return where
+        if theirs != Placement() or prod(arg.type.shape) != prod(node.type.shape):
+            raise NotLowered(op=node.op, why=f"an operand placed {theirs} meets rows spread over all CTAs", src=node.src)
+        share = b.shares[f"rows{node.type.shape[-1]}"]
+        return where.moved(Affine.of(**{share.symbol: share.granule}))
+    return cut(b, node, arg, where)
+
+
+def cut(b: Builder, node: Node, arg: Node, where: Where) -> Where:
+    """Element i of this CTA's slice of `node`, in the coordinates of its slice of `arg`: a larger one, or one that is broadcast.
+
+    Leading dimensions of size 1 do not matter. Otherwise the slice is a run of `arg`, or equal runs at equal distances.
+    """
     mine, theirs = b.placed.placements[node][0], b.placed.of(arg)
-    last = Shard(len(node.type.shape) - 1)
-    if mine.cluster == last and theirs.cluster != last and arg.type.shape[-1] != 1:
-        if mine.grid == last:
-            share = b.shares[f"rows{node.type.shape[-1]}"]
-            return where.moved(Affine.of(**{share.symbol: share.granule}))
-        return where.moved(Affine.of(rank=b.local(node)[-1]))
-    return where
+    have, missing = b.local(arg), len(node.type.shape) - len(arg.type.shape)
+    spread = [whole == size for whole, size in zip(arg.type.shape, node.type.shape[missing:])]
+    want = tuple(size if full else 1 for size, full in zip(b.local(node)[missing:], spread))
+    if prod(want) != prod(b.local(node)):
+        raise NotLowered(op=node.op, why=f"an operand of shape {list(arg.type.shape)} is broadcast over elements", src=node.src)
+    at, inner = Affine(), [dim for dim in range(len(want)) if want[dim] != have[dim]]
+    for axis in ("grid", "cluster"):
+        placed = getattr(mine, axis)
+        dim = placed.dim - missing if isinstance(placed, Shard) else -1
+        if dim >= 0 and spread[dim] and getattr(theirs, axis) != Shard(dim):
+            row = prod(have[dim + 1 :])
+            at = at + (b.grid_offset(int(arg.type.shape[dim]), row) if axis == "grid" else Affine.of(rank=want[dim] * row))
+    if not inner or prod(want[: inner[-1]]) == 1:
+        return where.moved(at)
+    if where != Where() or any(prod(want[:dim]) != 1 for dim in inner[:-1]):
+        raise NotLowered(op=node.op, why=f"its slice of an operand of shape {list(arg.type.shape)} is not a run of it", src=node.src)
+    return Where(at, prod(want[inner[-1] :]), prod(have[inner[-1] :]))
 
 
 def normalised(b: Builder, node: Node, where: Where, tiles: RowTiles | None) -> Expr:
     """x * rsqrt(mean square + eps) * weight; the mean comes from the spec's exchange, or is computed here from the whole row."""
     x, weight = node.args[:2]
+    if (rows := prod(b.local(node)[:-1])) != 1:
+        raise NotLowered(op="rms_norm", why=f"a cluster has {rows} rows, and one is lowered", src=node.src)
     mean = node.args[2] if len(node.args) > 2 else None
     rstd = b.values.get((node, "rstd"))
     if rstd is None:
@@ -143,7 +182,7 @@ def fragment_var(b: Builder, node: Node, where: Where, tiles: RowTiles) -> Expr:
     key = (node, "fragment", tiles.cols, tiles.warps_per_row, where)
     if key not in b.values:
         tree = expression(b, node, where, tiles)
-        name = b.variable({"add": "h", "rms_norm": "n", "input": node.attr("name") or "x"}.get(node.op, "v") + "_frag")
+        name = b.variable({"add": "h", "rms_norm": "normed", "input": node.attr("name") or "x"}.get(node.op, "v") + "_frag")
         b.step("fragment", f"{name} = {tree}", reads=tree.buffers(), src=node.src, out=name, tree=tree, tiles=tiles)
         b.values[key] = name
         hoist_slices(b)

@@ -6,17 +6,11 @@ from collections.abc import Callable
 
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.lowering.attention import lower_append, lower_attend, lower_rope
-from cfdsl.compiler.lowering.exchanges import (
-    lower_cluster_gather,
-    lower_cluster_reduce,
-    lower_cluster_reduce_scatter,
-    lower_grid_gather,
-    lower_grid_reduce_scatter,
-    lower_item,
-    lower_mean_square,
-)
+from cfdsl.compiler.lowering.cluster import lower_cluster_gather, lower_cluster_reduce, lower_cluster_reduce_scatter
+from cfdsl.compiler.lowering.grid import lower_grid_gather, lower_grid_reduce, lower_grid_reduce_scatter
 from cfdsl.compiler.lowering.linear import lower_linear
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE, VIEWS
+from cfdsl.compiler.lowering.vectors import lower_item, lower_mean_square, lower_slice_grid
 from cfdsl.dsl.graph import Node
 from cfdsl.errors import NotLowered
 
@@ -24,10 +18,12 @@ RULES: dict[str, Callable[[Builder, Node], None]] = {
     "linear": lower_linear,
     "mean_square": lower_mean_square,
     "item": lower_item,
+    "slice_grid": lower_slice_grid,
     "cluster_gather": lower_cluster_gather,
     "cluster_reduce": lower_cluster_reduce,
     "cluster_reduce_scatter": lower_cluster_reduce_scatter,
     "grid_gather": lower_grid_gather,
+    "grid_reduce": lower_grid_reduce,
     "grid_reduce_scatter": lower_grid_reduce_scatter,
     "rope": lower_rope,
     "append": lower_append,
@@ -39,6 +35,10 @@ WHERE_NEEDED = ("input", "weight", "kv_cache", *ELEMENTWISE, *VIEWS)
 def lower_node(b: Builder, node: Node) -> None:
     """Apply the node's rule, if its op has one."""
     rule = RULES.get(node.op)
+    rows = node.args[1] if node.op == "append" else node.args[0] if node.op == "mean_square" else node
+    if rule is not None and node.op not in ("linear", "slice_grid") and b.local(rows)[0] != 1:
+        why = f"a cluster has {b.local(rows)[0]} rows of it; only one is lowered"
+        raise NotLowered(op=node.op, why=why, src=node.src)
     if rule is not None:
         rule(b, node)
     elif node.op not in WHERE_NEEDED:

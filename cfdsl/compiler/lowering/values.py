@@ -50,6 +50,28 @@ class Softmax:
 
 
 @dataclass(frozen=True)
+class Fetched:
+    """`size` f32 on their way from global memory to the registers `variable` (see `primitives.grid.fetch`)."""
+
+    variable: str
+    size: int
+
+
+@dataclass(frozen=True)
+class SharedTerms:
+    """Terms of P(lse), one per split, in workspaces in global memory.
+
+    Outputs are f32 (splits, heads, dim), (max, sum) f32 (splits, heads, 2).
+    """
+
+    outs: str
+    stats: str
+    splits: int
+    heads: int
+    dim: int
+
+
+@dataclass(frozen=True)
 class Shared:
     """The whole vector, f32, in a workspace in global memory, complete after a grid barrier. `share`: each CTA reads its rows only."""
 

@@ -97,7 +97,7 @@ def _rope(m: Machine, node: Node, rank: Rank, args: list[Local]) -> Local:
 
 
 def _append(m: Machine, node: Node, rank: Rank, args: list[Any]) -> LocalCache:
-    """Round k and v, and write them at index `at` where the cache has room. Every rank that holds the cache would write the same."""
+    """Round k and v, and write them at index `at` if the cache has one. Every rank that holds the cache would write the same."""
     cache, k, v, at = args
     at = at.narrow(0, cache.spans[0])
     m.load(rank, k, v, at)
@@ -119,33 +119,39 @@ def _rounded(m: Machine, node: Node, x: Local, dtype: torch.dtype) -> Tensor:
 
 def _write(m: Machine, cache: LocalCache, new: Stats, at: Tensor) -> None:
     heads = slice(*cache.spans[1])
-    capacity = cache.k.shape[2]
-    for row, index in enumerate(at.clamp(0, capacity).tolist()):
-        if index < capacity:
+    for row, index in enumerate(at.tolist()):
+        if 0 <= index < cache.k.shape[2]:
             for whole, token in zip(m.caches[cache.name], new, strict=True):
                 whole[row, heads, index] = token[row]
                 m.counter.kv_write += token[row].numel() * token.element_size()
 
 
 def _attend(m: Machine, node: Node, rank: Rank, args: list[Any]) -> Local:
-    """Ranks split tokens like cards: rank r has tokens r, r + ranks, ...; the appended token is the last rank's."""
+    """Tokens are dealt like cards: holder h of n has tokens h, h + n, ...; the appended token is the last holder's."""
     q, cache, *length = args
     sharded = node.attr("shard") == "tokens"
     held = length[0] if length else cache.at
     if held is None:
         raise OracleError(node, "a cache with neither an append nor a length")
     m.load(rank, q, held)
-    capacity, ranks = cache.k.shape[2], m.mesh.ranks
+    capacity = cache.k.shape[2]
+    holders, holder = _holders(m, node, rank) if sharded else (1, 0)
     tokens = held.data.new_ones(capacity).cumsum(0) - 1
     valid = tokens[None, :] < held.data.clamp(0, capacity)[:, None]
-    if sharded:
-        valid = valid & (tokens[None, :] % ranks == rank[1])
+    valid = valid & (tokens[None, :] % holders == holder)
     m.counter.load_cache(cache.marks, valid, cache.k.element_size())
-    with_new = cache.new is not None and (not sharded or rank[1] == ranks - 1)
-    key = (node, q.key, cache.key, held.key, rank[1] if sharded else None)
+    with_new = cache.new is not None and holder == holders - 1
+    key = (node, q.key, cache.key, held.key, holder)
     if key not in m.memo:
         m.memo[key] = _softmax_terms(m, node, q, cache, valid, with_new, finished=not sharded)
     return m.memo[key]
+
+
+def _holders(m: Machine, node: Node, rank: Rank) -> tuple[int, int]:
+    """Among how many the tokens of a unit are dealt, and which of them this rank is: the ranks of a cluster, or of all splits."""
+    if node.attr("across") != "all":
+        return m.mesh.ranks, rank[1]
+    return m.mesh.splits * m.mesh.ranks, rank[0] % m.mesh.splits * m.mesh.ranks + rank[1]
 
 
 def _softmax_terms(m: Machine, node: Node, q: Local, cache: LocalCache, valid: Tensor, with_new: bool, finished: bool) -> Local:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cfdsl.dsl.graph import Node
 from cfdsl.dsl.interpret.attention import finish_lse, merge_lse
 from cfdsl.dsl.interpret.local import Holdings, Local, OracleError, Rank, assemble, full_spans
-from cfdsl.dsl.interpret.machine import Machine, part_of
+from cfdsl.dsl.interpret.machine import Machine, part_of, share_of
 from cfdsl.dsl.interpret.traffic import PAYLOAD, exchange_row
 from cfdsl.dsl.placement import Partial, Placement, ReduceOp, Shard
 
@@ -34,16 +34,19 @@ def _elements(local: Local) -> int:
     return local.data.numel() + sum(t.numel() for t in local.stats or ())
 
 
-def reduce_terms(node: Node, op: ReduceOp, terms: list[Local]) -> Local:
-    """The value of a Partial from its terms, in their order. All terms cover the same slice."""
+def reduce_terms(node: Node, op: ReduceOp, terms: list[Local], finish: bool = True) -> Local:
+    """The value of a Partial from its terms, in their order. All terms cover the same slice.
+
+    finish   False: what is left is a term of another reduction, so an online softmax stays an unnormalised (m, l, o).
+    """
     first = terms[0]
     if any(term.spans != first.spans for term in terms):
         raise OracleError(node, "the terms of a Partial cover different slices")
     if op is ReduceOp.LSE:
         if any(term.stats is None for term in terms):
             raise OracleError(node, "a term of P(lse) has no softmax statistics")
-        _, total, out = merge_lse([(*term.stats, term.data) for term in terms if term.stats])
-        return Local(finish_lse(total, out), first.spans)
+        top, total, out = merge_lse([(*term.stats, term.data) for term in terms if term.stats])
+        return Local(finish_lse(total, out), first.spans) if finish else Local(out, first.spans, stats=(top, total))
     data = first.data
     for term in terms[1:]:
         data = data + term.data if op is ReduceOp.SUM else data.maximum(term.data)
@@ -57,6 +60,11 @@ def _op(node: Node, placement: Placement, axis: str) -> ReduceOp:
     return on_axis.op
 
 
+def _closes(m: Machine, arg: Node) -> bool:
+    """Whether a cluster's reduction gives values: the splits hold no further terms."""
+    return not isinstance(m.placed.of(arg).split, Partial)
+
+
 def _cluster(m: Machine, cluster: int) -> list[Rank]:
     return [(cluster, rank) for rank in range(m.mesh.ranks)]
 
@@ -67,7 +75,7 @@ def _cluster_reduce(m: Machine, node: Node, arg: Node, held: Holdings) -> tuple[
     result: Holdings = {}
     for cluster in range(m.mesh.clusters):
         ranks = _cluster(m, cluster)
-        whole = reduce_terms(node, op, [held[rank] for rank in ranks])
+        whole = reduce_terms(node, op, [held[rank] for rank in ranks], _closes(m, arg))
         result.update(dict.fromkeys(ranks, whole))
         moved += sum(_elements(held[rank]) * peers for rank in ranks)
     return result, moved
@@ -97,7 +105,7 @@ def _cluster_reduce_scatter(m: Machine, node: Node, arg: Node, held: Holdings) -
             for rank in ranks:
                 terms.append(held[rank].narrow(dim, want))
                 moved += _elements(terms[-1]) if rank != owner else 0
-            result[owner] = reduce_terms(node, op, terms)
+            result[owner] = reduce_terms(node, op, terms, _closes(m, arg))
     return result, moved
 
 
@@ -126,9 +134,27 @@ def _over_grid(m: Machine, node: Node, arg: Node, held: Holdings) -> tuple[Holdi
 
 def _grid_reduce(m: Machine, node: Node, arg: Node, held: Holdings) -> tuple[Holdings, int]:
     """Every cluster adds its term to global memory (cluster order here); every CTA reads the sum."""
+    if not _closes(m, arg):
+        return _split_reduce(m, node, arg, held)
     reduced, written = _over_grid(m, node, arg, held)
     whole = assemble(reduced, node, full_spans(m.shape(arg)))
     return dict.fromkeys(held, whole), written + whole.data.numel() * m.mesh.ctas
+
+
+def _split_reduce(m: Machine, node: Node, arg: Node, held: Holdings) -> tuple[Holdings, int]:
+    """Every cluster writes its slice of o, and m and l of its heads; every CTA reads all of it and joins the splits in their order."""
+    op, shape, terms, written = _op(node, m.placed.of(arg), "split"), m.shape(arg), [], 0
+    for split in range(m.mesh.splits):
+        mine = {rank: local for rank, local in held.items() if rank[0] % m.mesh.splits == split}
+        stats = [{rank: Local(local.stats[i], local.spans[:2]) for rank, local in mine.items() if local.stats} for i in range(2)]
+        if len(stats[0]) < len(mine):
+            raise OracleError(node, "a term of P(lse) has no softmax statistics")
+        top, total = (assemble(each, node, full_spans(shape[:2])).data for each in stats)
+        out = assemble(mine, node, full_spans(shape))
+        terms.append(Local(out.data, out.spans, stats=(top, total)))
+        written += _written_once(mine) + 2 * _written_once(stats[0])
+    read = sum(_elements(term) for term in terms)
+    return dict.fromkeys(held, reduce_terms(node, op, terms)), written + read * m.mesh.ctas
 
 
 def _grid_reduce_scatter(m: Machine, node: Node, arg: Node, held: Holdings) -> tuple[Holdings, int]:
@@ -140,7 +166,7 @@ def _grid_reduce_scatter(m: Machine, node: Node, arg: Node, held: Holdings) -> t
     for cluster, rank in held:
         own = reduced[(0, rank)]
         parts, index = (m.mesh.clusters, cluster) if sharded else (m.mesh.ctas, cluster * m.mesh.ranks + rank)
-        result[(cluster, rank)] = own.narrow(dim, part_of(own.spans[dim], parts, index))
+        result[(cluster, rank)] = own.narrow(dim, share_of(own.spans[dim], parts, index))
     return result, written + sum(local.data.numel() for local in result.values())
 
 

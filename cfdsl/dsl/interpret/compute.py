@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cfdsl.dsl.graph import Node
 from cfdsl.dsl.interpret.local import Local, Rank, full_spans, meet
-from cfdsl.dsl.interpret.machine import Handler, Machine, part_of
+from cfdsl.dsl.interpret.machine import Handler, Machine, part_of, share_of
 from cfdsl.dsl.placement import Shard
 
 if TYPE_CHECKING:
@@ -67,8 +67,9 @@ def _linear(m: Machine, node: Node, rank: Rank, args: list[Local]) -> Local:
     if shard == "in" and m.placed.of(node.args[0]).cluster != Shard(1):
         inner = part_of(inner, m.mesh.ranks, rank[1])
     if shard == "out":
-        parts, index = (m.mesh.ctas, rank[0] * m.mesh.ranks + rank[1]) if everywhere else (m.mesh.ranks, rank[1])
-        w = w.narrow(last - 1, part_of(w.spans[last - 1], parts, index))
+        held = w.spans[last - 1]
+        mine = share_of(held, m.mesh.ctas, rank[0] * m.mesh.ranks + rank[1]) if everywhere else part_of(held, m.mesh.ranks, rank[1])
+        w = w.narrow(last - 1, mine)
         bias = [b.narrow(last - 1, w.spans[last - 1]) for b in bias]
     bias = [b.narrow(0, w.spans[0]) for b in bias]
     operands = (x.narrow(1, inner), w.narrow(last, inner), *bias)

@@ -19,7 +19,8 @@ def count_traffic(placed: PlacedGraph, sizes: Mapping[str, int] | None = None) -
     """The traffic of one launch of `placed`, as `interpret` would count it.
 
     sizes: the named dimensions that matter ("tokens": the capacity of the cache), and "length": the tokens that every sequence has in
-    the cache before the launch, clamped to 0..capacity. Without it a cache is as full as it can be before an append.
+    the cache before the launch (out of 0..capacity: clamped, and nothing is appended). Without it a cache is as full as it can be
+    before an append.
     Raises ArgumentError where a size is missing.
     """
     return _Count(placed, dict(sizes or {})).total()
@@ -68,8 +69,9 @@ class _Count:
 
     def _copies(self, node: Node) -> int:
         """How many clusters hold the same slice of a value that is sharded on the grid: more than one if clusters outnumber slices."""
+        mesh = self.placed.mesh
         if node.op == "slice_grid":
-            return max(1, self.placed.mesh.clusters // self._shape(node.type)[node.attr("dim")])
+            return max(1, mesh.groups // self._shape(node.type)[node.attr("dim")]) * mesh.splits
         if node.op == "item":
             source = node.args[0]
             return self._copies(source.args[0 if source.op == "split" else node.attr("index")])
@@ -133,16 +135,19 @@ class _Count:
             if leaf.op == "append" and node.op == "attend":
                 rest = [leaf.args[3]]
             leaf = leaf.args[0]
-        length = min(max(0, self.sizes.get(LENGTH, capacity - 1 if appended else capacity)), capacity)
+        given = self.sizes.get(LENGTH, capacity - 1 if appended else capacity)
+        length = min(max(0, given), capacity)
         row = 2 * batch * heads * dim * ITEMSIZE[leaf.type.dtype]
         for arg in [q_or_cache, k_or_cache, *rest]:
             if arg is not cache:
                 self._load(arg)
         if node.op == "append":
-            self.kv_write += row if length < capacity else 0
+            self.kv_write += row if 0 <= given < capacity else 0
             return
-        clusters = self._copies(cache) if isinstance(self._at(cache).grid, Shard) else self.placed.mesh.clusters
-        self.kv_loads += row * length * clusters * (1 if node.attr("shard") == "tokens" else self.placed.mesh.ranks)
+        mesh = self.placed.mesh
+        ctas = mesh.ranks * (self._copies(cache) if isinstance(self._at(cache).grid, Shard) else mesh.clusters)
+        dealt = 1 if node.attr("shard") != "tokens" else mesh.ranks * (mesh.splits if node.attr("across") == "all" else 1)
+        self.kv_loads += row * length * ctas // dealt
         self.kv_read[leaf.attr("name")] = row * length
 
     def _load(self, arg: Node, grid: bool = False, cluster: bool = False, of: Node | None = None, numel: int | None = None) -> None:
@@ -184,4 +189,6 @@ class _Count:
         size, mesh = self._numel(arg.type), self.placed.mesh
         if node.op == "grid_gather":
             return size + size * mesh.ctas
+        if isinstance(self._at(arg).split, Partial):  # o, and m and l of each head: of every split written once, read by everyone
+            return (size + 2 * size // self._shape(arg.type)[2]) * mesh.splits * (1 + mesh.ctas)
         return size * mesh.clusters + size * (mesh.ctas if node.op == "grid_reduce" else 1)

@@ -65,3 +65,9 @@ def part_of(span: Span, parts: int, index: int) -> Span:
     """Slice `index` of `parts` of what is held."""
     lo, hi = shard_bounds(span[1] - span[0], parts, index)
     return span[0] + lo, span[0] + hi
+
+
+def share_of(span: Span, parts: int, index: int) -> Span:
+    """Share `index` of `parts` of what is held, each element in one share only: of more parts than elements, some get nothing."""
+    lo, size = span[0], span[1] - span[0]
+    return lo + size * index // parts, lo + size * (index + 1) // parts

@@ -14,6 +14,7 @@ from cfdsl.dsl.interpret.local import Holdings, Local, OracleError, Rank, assemb
 from cfdsl.dsl.interpret.machine import Machine
 from cfdsl.dsl.interpret.traffic import Counter, Traffic, itemsize
 from cfdsl.dsl.place import PlacedGraph, place
+from cfdsl.dsl.place_rules.site import over_all_ctas
 from cfdsl.dsl.placement import Mesh, Placement, Replicate, Shard
 from cfdsl.errors import ArgumentError
 
@@ -44,7 +45,8 @@ def interpret(
     precision       "f32" or "f64": the type of everything computed
     round_outputs   give outputs in the fusion's dtype; else as computed
 
-    A length out of range is clamped to 0..capacity. A full cache is not written to; its new token still takes part in attention.
+    A length out of range is clamped to 0..capacity for attention, and nothing is stored then (nor in a full cache); the new token still
+    takes part in attention.
     Raises ArgumentError for a missing or misshapen tensor, OracleError when ranks contradict a placement.
     """
     import torch
@@ -157,8 +159,9 @@ def _check_claim(m: Machine, node: Node, of: Type, held: dict[Rank, Any], placem
     """Dimensions that no axis shards are held whole, and along a replicated axis all hold the same bits."""
     sharded = {at.dim for at in (placement.grid, placement.cluster) if isinstance(at, Shard)}
     shape = tuple(m.sizes[dim] if isinstance(dim, str) else dim for dim in of.shape)
+    everyone = isinstance(placement.grid, Shard) and over_all_ctas(node)
     for rank, local in held.items():
-        first = (0 if isinstance(placement.grid, Replicate) else rank[0], 0 if isinstance(placement.cluster, Replicate) else rank[1])
+        first = _first_alike(m, rank, placement, everyone)
         other = held[first]
         if any(local.spans[dim] != (0, size) for dim, size in enumerate(shape) if dim not in sharded):
             raise OracleError(node, f"placed {placement}, but rank {rank} holds {local.spans} of {shape}")
@@ -167,3 +170,11 @@ def _check_claim(m: Machine, node: Node, of: Type, held: dict[Rank, Any], placem
         same = local.spans == other.spans and (isinstance(local, LocalCache) or same_bits(local.data, other.data))
         if not same:
             raise OracleError(node, f"placed {placement}, but ranks {first} and {rank} hold different values: a collective is missing")
+
+
+def _first_alike(m: Machine, rank: Rank, placement: Placement, over_all: bool) -> Rank:
+    """The first rank that must hold the same as `rank`: number 0 along every axis that replicates. over_all: splits hold slices too."""
+    (group, split), own = divmod(rank[0], m.mesh.splits), rank[1]
+    group = 0 if isinstance(placement.grid, Replicate) else group
+    split = 0 if isinstance(placement.split, Replicate) and not over_all else split
+    return group * m.mesh.splits + split, 0 if isinstance(placement.cluster, Replicate) else own

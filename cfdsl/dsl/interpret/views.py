@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def _slice_grid(m: Machine, node: Node, rank: Rank, args: list[Local]) -> Local:
     dim = node.attr("dim")
-    return args[0].narrow(dim, part_of(args[0].spans[dim], m.mesh.clusters, rank[0]))
+    return args[0].narrow(dim, part_of(args[0].spans[dim], m.mesh.groups, rank[0] // m.mesh.splits))
 
 
 def _slice_cluster(m: Machine, node: Node, rank: Rank, args: list[Local]) -> Local:

@@ -36,7 +36,8 @@ def _attend(site: Site) -> tuple[Placement, ...]:
         raise site.mismatch(problem, "slice both with the axis of the clusters block, by heads")
     if len(site.args) == 3:
         site.replicated(2)
-    return (Placement(q.grid, Partial(ReduceOp.LSE) if site.node.attr("shard") == "tokens" else R),)
+    terms = Partial(ReduceOp.LSE)
+    return (Placement(q.grid, terms if site.node.attr("shard") == "tokens" else R, terms if site.node.attr("across") == "all" else R),)
 
 
 RULES: dict[str, Rule] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cfdsl.dsl.place_rules.site import Rule, Site, on
 from cfdsl.dsl.placement import Partial, Placement, R, Shard
 from cfdsl.errors import CfdslError, WrongCollective
@@ -17,6 +19,8 @@ def _legal(placement: Placement, name: str) -> str:
     """What may be called on a value placed so."""
     if isinstance(placement.cluster, Partial):
         return f"call cluster_reduce or cluster_reduce_scatter on {name}"
+    if isinstance(placement.split, Partial):
+        return f"call grid_reduce on {name}"
     if isinstance(placement.grid, Partial):
         return f"call grid_reduce or grid_reduce_scatter on {name}"
     calls = [f"{axis}_gather" for axis in ("cluster", "grid") if isinstance(on(placement, axis), Shard)]
@@ -27,14 +31,14 @@ def _cluster_reduce(site: Site) -> tuple[Placement, ...]:
     for index, placement in enumerate(site.args):
         if not isinstance(placement.cluster, Partial):
             raise _refuse(site, index, "P(op) -> R on the cluster axis")
-    return tuple(Placement(placement.grid, R) for placement in site.args)
+    return tuple(replace(placement, cluster=R) for placement in site.args)
 
 
 def _cluster_gather(site: Site) -> tuple[Placement, ...]:
     for index, placement in enumerate(site.args):
         if not isinstance(placement.cluster, Shard):
             raise _refuse(site, index, "S(d) -> R on the cluster axis")
-    return tuple(Placement(placement.grid, R) for placement in site.args)
+    return tuple(replace(placement, cluster=R) for placement in site.args)
 
 
 def _cluster_reduce_scatter(site: Site) -> tuple[Placement, ...]:
@@ -43,12 +47,12 @@ def _cluster_reduce_scatter(site: Site) -> tuple[Placement, ...]:
         if not isinstance(placement.cluster, Partial):
             raise _refuse(site, index, f"P(op) -> S({dim}) on the cluster axis")
         site.divide(site.local(site.shape(index)[dim], dim, placement), "cluster", dim)
-    return tuple(Placement(placement.grid, Shard(dim)) for placement in site.args)
+    return tuple(replace(placement, cluster=Shard(dim)) for placement in site.args)
 
 
 def _grid_gather(site: Site) -> tuple[Placement, ...]:
     for index, placement in enumerate(site.args):
-        at = (placement.grid, placement.cluster)
+        at = (placement.grid, placement.cluster, placement.split)
         if any(isinstance(axis, Partial) for axis in at) or not any(isinstance(axis, Shard) for axis in at):
             raise _refuse(site, index, "S(d) on the grid or the cluster axis -> R on both")
     return (Placement(),) * len(site.args)
@@ -57,9 +61,12 @@ def _grid_gather(site: Site) -> tuple[Placement, ...]:
 def _grid_reduce(site: Site) -> tuple[Placement, ...]:
     dim = site.node.attr("dim")
     for index, placement in enumerate(site.args):
-        if not isinstance(placement.grid, Partial) or isinstance(placement.cluster, Partial):
-            after = "R on both" if dim is None else f"S({dim}) on both"
-            raise _refuse(site, index, f"P(op) on the grid axis (values on the cluster axis) -> {after}")
+        open_axes = (placement.grid,) if dim is not None else (placement.grid, placement.split)
+        if not any(isinstance(axis, Partial) for axis in open_axes) or isinstance(placement.cluster, Partial):
+            moves = "P(op) on the grid axis or the splits (values on the cluster axis) -> R on all"
+            if dim is not None:
+                moves = f"P(op) on the grid axis (values on the cluster axis) -> S({dim}) on both"
+            raise _refuse(site, index, moves)
     return (Placement() if dim is None else Placement(Shard(dim), Shard(dim)),) * len(site.args)
 
 

@@ -15,7 +15,7 @@ def _pointwise(site: Site) -> tuple[Placement, ...]:
         if not linear:
             site.no_partial(axes=(axis,))
         at[axis] = SUM if linear else _meet_on(site, axis)
-    return (Placement(at["grid"], at["cluster"]),)
+    return (Placement(**at),)
 
 
 def _non_linear(site: Site) -> tuple[Placement, ...]:

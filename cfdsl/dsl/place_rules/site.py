@@ -9,7 +9,7 @@ from cfdsl.dsl.graph import Dim, Node
 from cfdsl.dsl.placement import AxisPlacement, Mesh, Partial, Placement, ReduceOp, Shard
 from cfdsl.errors import CfdslError, NeedsReduce, PlacementMismatch, ShardDoesNotDivide
 
-AXES = ("grid", "cluster")
+AXES = ("grid", "cluster", "split")
 SUM = Partial(ReduceOp.SUM)
 WORDS = {"slice_grid": "x[axis]", "slice_cluster": "shard"}
 
@@ -56,9 +56,19 @@ class Site:
                 if on(placement, axis) == Partial(ReduceOp.LSE):
                     raise self._needs_reduce(index, axis)
 
+    def one_deal(self) -> None:
+        """With splits, values cut over all CTAs and values cut over groups do not meet: a CTA has other slices of the one and the other."""
+        sharded = [index for index, placement in enumerate(self.args) if isinstance(placement.grid, Shard)]
+        dealt = {over_all_ctas(self.node.args[index]): index for index in sharded} if self.mesh.splits > 1 else {}
+        if len(dealt) == 2:
+            everywhere, by_group = self.name(dealt[True]), self.name(dealt[False])
+            problem = f"{everywhere} is cut over all CTAs and {by_group} over groups of {self.mesh.splits} splits"
+            raise self.mismatch(problem, "call grid_gather on one of them, or use one split")
+
     def _needs_reduce(self, index: int, axis: str) -> CfdslError:
         at, argument = str(on(self.args[index], axis)), self.name(index)
-        return NeedsReduce(op=self.op, argument=argument, placement=at, axis=axis, collective=f"{axis}_reduce", src=self.node.src)
+        collective = "cluster_reduce" if axis == "cluster" else "grid_reduce"
+        return NeedsReduce(op=self.op, argument=argument, placement=at, axis=axis, collective=collective, src=self.node.src)
 
     def whole(self, index: int, dims: tuple[int, ...], axes: tuple[str, ...] = AXES) -> None:
         """An argument must not be sharded along these dimensions."""
@@ -76,21 +86,25 @@ class Site:
     def local(self, size: Dim, dim: int, placement: Placement) -> Dim:
         """The size of a dimension that one cluster holds."""
         if placement.grid == Shard(dim) and isinstance(size, int):
-            return max(1, size // self.mesh.clusters)
+            return max(1, size // self.mesh.groups)
         return size
 
     def divide(self, size: Dim, axis: str, dim: int) -> None:
         """A dimension of `size` must be cut into equal slices over an axis (on the grid, neighbours may share a slice)."""
-        parts = self.mesh.ranks if axis == "cluster" else self.mesh.clusters
+        parts = self.mesh.ranks if axis == "cluster" else self.mesh.groups
         fits = isinstance(size, int) and (size % parts == 0 or (axis == "grid" and parts % size == 0))
         if not fits:
             names, advice = "ranks", "choose a cluster size that divides it, or shard another dimension"
             if axis == "grid":
-                names, advice = "clusters", "choose a number of clusters that divides it or is a multiple of it"
+                names = "clusters" if self.mesh.splits == 1 else "groups of clusters"
+                advice = f"choose a number of {names} that divides it or is a multiple of it"
             raise ShardDoesNotDivide(op=self.op, dim=dim, size=size, parts=parts, axis=names, advice=advice, src=self.node.src)
 
     def exclusive(self, size: Dim, dim: int, why: str) -> None:
         """No two clusters may hold the same slice of a dimension that is summed or merged over the grid."""
+        if self.mesh.splits > 1:
+            problem = f"the {self.mesh.splits} splits of a group hold the same slice of dimension {dim}: {why}"
+            raise self.mismatch(problem, "use one split, or gather over the grid first")
         if not isinstance(size, int) or size % self.mesh.clusters:
             advice = f"{why}: choose a number of clusters that divides it"
             raise ShardDoesNotDivide(
@@ -99,8 +113,21 @@ class Site:
 
 
 def on(placement: Placement, axis: str) -> AxisPlacement:
-    """The placement on one axis, "grid" or "cluster"."""
-    return placement.grid if axis == "grid" else placement.cluster
+    """The placement on one of AXES."""
+    return {"grid": placement.grid, "cluster": placement.cluster, "split": placement.split}[axis]
+
+
+def over_all_ctas(node: Node) -> bool:
+    """Whether a value that is sharded on the grid is cut over every CTA of the launch, and not by `x[axis]` over groups of clusters."""
+    todo, seen = [node], set[Node]()
+    while todo:
+        at = todo.pop()
+        if at.op == "grid_reduce_scatter" or (at.op == "linear" and at.attr("shard") == "out" and at.attr("across") == "all"):
+            return True
+        if at not in seen and at.op not in ("slice_grid", "grid_gather", "grid_reduce"):
+            todo += at.args
+        seen.add(at)
+    return False
 
 
 Rule = Callable[[Site], tuple[Placement, ...]]

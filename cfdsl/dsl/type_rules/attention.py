@@ -45,6 +45,11 @@ def _attend(call: Call) -> tuple[Type, ...]:
     needs_cache(call, cache)
     if call.attrs["shard"] not in (None, "tokens"):
         raise ArgumentError(argument="shard", expected="None or 'tokens'", got=repr(call.attrs["shard"]), src=call.src)
+    if call.attrs["across"] not in ("cluster", "all"):
+        raise ArgumentError(argument="across", expected="'cluster' or 'all'", got=repr(call.attrs["across"]), src=call.src)
+    if call.attrs["across"] == "all" and call.attrs["shard"] != "tokens":
+        expected = "'cluster' where the tokens are not sharded"
+        raise ArgumentError(argument="across", expected=expected, got="'all'", advice="say shard='tokens' too", src=call.src)
     batch, heads, dim = call.rank(0, "q", "batch, heads, dim")
     cache_batch, kv_heads, _, cache_dim = cache.type.shape
     divides = isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads == 0

@@ -43,6 +43,13 @@ class Call:
                 raise ArgumentError(argument=name, expected=f"a tensor value in {self.op}", got="a kv_cache", src=self.src)
             self.dtype(arg, name, FLOATS)
 
+    def one_16_bit_dtype(self, *names: str) -> None:
+        """f16 and bf16 do not meet: a mixture is most likely a dtype that was forgotten."""
+        first = next((arg.type.dtype for arg in self.args if arg.type.dtype in ("f16", "bf16")), "f32")
+        for arg, name in zip(self.args, names):
+            if arg.type.dtype in ("f16", "bf16"):
+                self.dtype(arg, name, (first,))
+
     def dtype(self, arg: Node, name: str, allowed: tuple[str, ...]) -> None:
         if arg.type.dtype not in allowed:
             raise DtypeMismatch(op=self.op, argument=name, expected=either(allowed), got=arg.type.dtype, src=self.src)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from cfdsl.dsl.graph import FLOATS, Dim, Type
 from cfdsl.dsl.type_rules.call import Call, Rule, either, show
-from cfdsl.errors import ArgumentError, DtypeMismatch
+from cfdsl.errors import ArgumentError
 
 
 def _pointwise(call: Call) -> tuple[Type, ...]:
     call.floats("a", "b")
-    a, b = (arg.type for arg in call.args)
-    if {a.dtype, b.dtype} == {"f16", "bf16"}:
-        raise DtypeMismatch(op=call.op, argument="b", expected=a.dtype, got=b.dtype, src=call.src)
-    return (Type(broadcast(call, a.shape, b.shape), "f32"),)
+    call.one_16_bit_dtype("a", "b")
+    return (Type(broadcast(call, call.shape(0), call.shape(1)), "f32"),)
 
 
 def broadcast(call: Call, a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
@@ -38,6 +36,7 @@ def _cast(call: Call) -> tuple[Type, ...]:
 
 def _linear(call: Call) -> tuple[Type, ...]:
     call.floats("x", "w", "bias")
+    call.one_16_bit_dtype("x", "w", "bias")
     if call.attrs["shard"] not in (None, "out", "in"):
         raise ArgumentError(argument="shard", expected="None, 'out' or 'in'", got=repr(call.attrs["shard"]), src=call.src)
     batch, inner = call.rank(0, "x", "batch, in")
@@ -53,6 +52,7 @@ def _linear(call: Call) -> tuple[Type, ...]:
 
 def _rms_norm(call: Call) -> tuple[Type, ...]:
     call.floats("x", "weight", "mean_square")
+    call.one_16_bit_dtype("x", "weight")
     batch, hidden = call.rank(0, "x", "batch, hidden")
     if call.shape(1) != (hidden,):
         raise call.mismatch(f"a weight of shape {show((hidden,))}", show(call.shape(1)))

@@ -1,12 +1,14 @@
-"""The attention block as a spec of the tests' own, so that these tests do not depend on the shipped fusion."""
+"""What the tests of the language share: the attention block as a spec of their own, so that they do not depend on the shipped one."""
 
 from __future__ import annotations
+
+import pytest
 
 import cfdsl as cf
 
 
 @cf.fusion
-def block(m: cf.ModelConfig, batch: int, *, qkv: str = "rows", out: str = "gather", layout: str = "bhtd") -> cf.Outputs:
+def attention(m: cf.ModelConfig, batch: int, *, qkv: str = "rows", out: str = "gather", layout: str = "bhtd") -> cf.Outputs:
     x, residual = cf.input("x", (batch, m.hidden)), cf.input("residual", (batch, m.hidden))
     pos, length = cf.input("pos", (batch,), "i32"), cf.input("length", (batch,), "i32")
     cos, sin = (cf.input(name, ("positions", m.rotary_dim // 2), "f32") for name in ("cos", "sin"))
@@ -34,3 +36,9 @@ def block(m: cf.ModelConfig, batch: int, *, qkv: str = "rows", out: str = "gathe
     else:
         y = cf.grid_reduce_scatter(part, dim=1) + h
     return cf.outputs(y=y)
+
+
+@pytest.fixture
+def block() -> cf.Fusion:
+    """The attention block: options qkv "rows" or "splitk", out "gather" or "atomic"."""
+    return attention

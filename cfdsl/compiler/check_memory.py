@@ -1,0 +1,171 @@
+"""Proofs about global memory: nobody reads or writes past an end, every row has one owner, workspaces are complete when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+from cfdsl.compiler.affine import Affine
+from cfdsl.compiler.expr import Expr
+from cfdsl.compiler.geometry import RowTiles, Share
+from cfdsl.compiler.plan import KernelPlan, Step
+from cfdsl.errors import CfdslError, PlanError
+
+Found = Iterator[CfdslError]
+COPY_BYTES = 16  # bulk copies and vector loads go to and from multiples of it
+
+
+def addresses(plan: KernelPlan) -> Found:
+    """No CTA reads a weight past its end or at an odd place: the first and last row and column of every stream."""
+    args = {arg.name: arg for arg in plan.args}
+    for step in plan.steps:
+        if step.op != "gemv":
+            continue
+        tiles: RowTiles = step.params["tiles"]
+        stream = plan.streams[step.params["stream"]]
+        rows = int(args[stream.name].shape[0])
+        first, last = _rows(plan, tiles)
+        cols = [tiles.col0.at(at) for at in corners(plan)]
+        if first < 0 or last > rows or min(cols) < 0 or max(cols) + tiles.cols > tiles.ld:
+            total = f"rows {first} to {last} of {rows}, columns {min(cols)} to {max(cols) + tiles.cols} of {tiles.ld}"
+            yield PlanError(what=f"{stream.name} is read past its end", sum=total, src=step.src)
+        odd = next((col for col in cols if col * stream.itemsize % COPY_BYTES), None)
+        if odd is not None:
+            total = f"column {odd} x {stream.itemsize} B % {COPY_BYTES} = {odd * stream.itemsize % COPY_BYTES}"
+            yield PlanError(what=f"tiles of {stream.name} start at an odd place", sum=total, src=step.src)
+
+
+def _rows(plan: KernelPlan, tiles: RowTiles) -> tuple[int, int]:
+    """The first row that any CTA reads, and the one after the last."""
+    if tiles.share is not None:
+        share = next(share for share in plan.shares if share.name == tiles.share)
+        starts = [tiles.row0.at(at) for at in corners(plan)]
+        return min(starts), max(starts) + max(_count(share, cta) for cta in (0, share.ctas - 1))
+    run = tiles.tiles * tiles.rows
+    span = (run // tiles.block_rows - 1) * tiles.block_stride + tiles.block_rows if tiles.block_rows else run
+    starts = [tiles.row0.at(at) for at in corners(plan)]
+    return min(starts), max(starts) + span
+
+
+def vectors(plan: KernelPlan) -> Found:
+    """Elementwise reads and stores stay within their argument."""
+    sizes = {arg.name: prod(dim for dim in arg.shape if isinstance(dim, int)) for arg in plan.args}
+    for step in plan.steps:
+        for name, offset, last in _accesses(step):
+            ends = [offset.at(at) + last(cta) for at, cta in zip(corners(plan), _corner_ctas(plan), strict=True)]
+            starts = [offset.at(at) for at in corners(plan)]
+            if min(starts) < 0 or max(ends) > sizes[name]:
+                total = f"elements {min(starts)} to {max(ends)} of {sizes[name]}"
+                yield PlanError(what=f"{name} is used past its end in {step.op}", sum=total, src=step.src)
+
+
+class _Span:
+    """How far from its offset an access reaches: the same for all CTAs, or by a CTA's share of rows."""
+
+    def __init__(self, n: int, block: int = 0, stride: int = 0, share: Share | None = None) -> None:
+        self.n, self.block, self.stride, self.share = n, block, stride, share
+
+    def __call__(self, cta: int) -> int:
+        n = self.n if self.share is None else _count(self.share, cta)
+        return (n - 1) // self.block * self.stride + (n - 1) % self.block + 1 if self.block and n else n
+
+
+def _accesses(step: Step) -> Iterator[tuple[str, Affine, _Span]]:
+    """(argument, offset, reach) of everything in global memory that a step reads or writes elementwise."""
+    p = step.params
+    share: Share | None = p.get("share")
+    n = p["tiles"].cols if "tiles" in p else p.get("rows", p.get("n", 0))
+    tree: Expr | None = p.get("tree")
+    for leaf in tree.walk() if tree is not None else ():
+        if leaf.kind == "leaf":
+            yield leaf.name, leaf.offset, _Span(n, leaf.block, leaf.stride, share)
+    if step.op == "store_vector":
+        yield p["dst"], p["offset"], _Span(n, p["block"], p["stride"])
+    if step.op == "store_fragment":
+        yield p["dst"], p["offset"], _Span(n)
+    if step.op in ("atomic_add", "fetch"):
+        yield p["workspace"], p["offset"], _Span(n)
+    if share is not None and step.op == "store_rows":
+        for name in (p["dst"], *p["clears"]):
+            yield name, Affine.of(**{share.symbol: share.granule}), _Span(0, share=share)
+
+
+def shares_cover(plan: KernelPlan) -> Found:
+    """A partition over all CTAs has every row once."""
+    for share in plan.shares:
+        at = 0
+        for cta in range(share.ctas):
+            first, last = share.bounds(cta)
+            if first != at or last - first > share.most:
+                total = f"CTA {cta} has rows {first} to {last}, the last ended at {at}"
+                yield PlanError(what=f"{share.name} is not a partition", sum=total)
+            at = last
+        if at != share.rows or share.ctas != plan.mesh.ctas:
+            total = f"it ends at row {at} of {share.rows}, over {share.ctas} of {plan.mesh.ctas} CTAs"
+            yield PlanError(what=f"{share.name} is not a partition", sum=total)
+
+
+def cache_heads(plan: KernelPlan) -> Found:
+    """A cluster's heads of a cache exist."""
+    for step in plan.steps:
+        if step.op in ("append", "decode"):
+            cache = step.params["cache"]
+            last = max(cache.base.at(at) for at in corners(plan)) + cache.heads
+            if last > cache.all_heads:
+                total = f"heads to {last} of {cache.all_heads}"
+                yield PlanError(what=f"{cache.name} is used past its last head", sum=total, src=step.src)
+
+
+def workspaces(plan: KernelPlan) -> Found:
+    """Between a CTA's write to a workspace and another's read there is a grid barrier; sums are zero again for the next launch."""
+    ours = {arg.name for arg in plan.args if arg.role == "workspace"}
+    pending: dict[str, int] = {}
+    summed: dict[str, Step] = {}
+    for i, step in enumerate(plan.steps):
+        if step.op == "grid_barrier":
+            pending.clear()
+        for name in _reads(step):
+            if name in pending:
+                total = f"written in step {pending[name]}, read in {i}"
+                yield PlanError(what=f"{name} is read without a grid barrier", sum=total, src=step.src)
+        if step.op == "atomic_add":
+            summed[step.params["workspace"]] = step
+        if step.op != "fetch":
+            pending |= dict.fromkeys(ours.intersection(str(step.params.get(key)) for key in ("workspace", "dst", "outs", "stats")), i)
+        for name in step.params.get("clears", ()):
+            summed.pop(name, None)
+    for name, step in summed.items():
+        yield PlanError(what=f"{name} is not zero when the next launch adds to it", sum="no step clears it", src=step.src)
+    if not plan.needs_residency and any(step.op == "grid_barrier" for step in plan.steps):
+        yield PlanError(what="a grid barrier needs all clusters at once", sum="but the plan does not ask for it")
+
+
+def _reads(step: Step) -> tuple[str, ...]:
+    """Everything that a step reads by name, variables and shared memory too."""
+    tree: Expr | None = step.params.get("tree")
+    fetched = (step.params["workspace"],) if step.op == "fetch" else ()
+    return (*fetched, *(leaf.name for leaf in tree.walk())) if tree is not None else fetched
+
+
+def corners(plan: KernelPlan) -> list[dict[str, int]]:
+    """The coordinates of the CTAs where an affine offset may have its least or largest value."""
+    repeat = max([1, *(step.params["repeat"] for step in plan.steps if step.op == "append")])
+    found = []
+    for cta in _corner_ctas(plan):
+        cluster, rank = divmod(cta, plan.mesh.ranks)
+        group, split = divmod(cluster, plan.mesh.splits)
+        at = {"cluster": cluster, "rank": rank, "kv_head": cluster // repeat, "group": group, "split": split}
+        found.append(at | {share.symbol: share.bounds(cta)[0] // share.granule for share in plan.shares})
+    return found
+
+
+def _corner_ctas(plan: KernelPlan) -> list[int]:
+    ctas, ranks = plan.mesh.ctas, plan.mesh.ranks
+    return [0, ranks - 1, ctas - ranks, ctas - 1]
+
+
+def _count(share: Share, cta: int) -> int:
+    first, last = share.bounds(cta)
+    return last - first
+
+

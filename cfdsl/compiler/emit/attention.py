@@ -1,0 +1,109 @@
+"""Emitters of rotary embedding, the KV cache and attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cfdsl.compiler.affine import Affine
+from cfdsl.compiler.emit.context import Context, Lines, symbol
+from cfdsl.compiler.names import identifier as name
+
+
+def _angles(c: Context, p: dict[str, Any]) -> Lines:
+    cos, sin = p["out"]
+    limit, row = f"n_{symbol(c, p['cos'])}", cos.replace("cosine", "position")
+    return [
+        f"{row} = kv.clamp({name(p['pos'])}[0], 0, {limit} - 1)",
+        f"{cos}, {sin} = rope.angles({name(p['cos'])}, {name(p['sin'])}, {row}, {p['half']})",
+    ]
+
+
+def _length(c: Context, p: dict[str, Any]) -> Lines:
+    return [f"{p['out']} = kv.clamp({name(p['length'])}[0], 0, n_{symbol(c, p['cache'] + '_k')})"]
+
+
+def _flags(c: Context, p: dict[str, Any]) -> Lines:
+    lines = []
+    for bit, variable, arg, cache in p["flags"]:
+        wrong = f"{variable} != {name(arg)}[0]"
+        if cache:  # a full cache has no room for the token that the call appends
+            wrong = f"({wrong}) | ({variable} == n_{symbol(c, cache + '_k')})"
+        lines.append(f"kv.flag(ws_sync.iterator + 1, kv.{bit}, {wrong})")
+    return lines
+
+
+def _rope(c: Context, p: dict[str, Any]) -> Lines:
+    shape = f"{p['heads']}, {p['dim']}, {p['half']}, {p['interleaved']}"
+    return [f"rope.rotate({p['x']}, {shape}, {p['cos']}, {p['sin']}, THREADS)"]
+
+
+def head_base(c: Context, cache: Any, j: int = 0) -> str:
+    """The element where head `j` of the cluster starts in a cache tensor."""
+    head = str(cache.base + Affine.of(j))
+    head = f"({head})" if " " in head else head
+    return f"Int64({head}) * {head_stride(c, cache)}"
+
+
+def head_stride(c: Context, cache: Any) -> str:
+    """Elements from one head of a cache tensor to the next."""
+    capacity = f"n_{symbol(c, cache.name + '_k')}"
+    return f"{capacity} * {cache.dim}" if cache.layout == "bhtd" else str(cache.dim)
+
+
+def _append(c: Context, p: dict[str, Any]) -> Lines:
+    cache = p["cache"]
+    stride = cache.dim if cache.layout == "bhtd" else cache.all_heads * cache.dim
+    conditions = ["(rank == 0)"]
+    if p["repeat"] > 1:
+        conditions.append(f"(cluster % {p['repeat']} == 0)")
+    conditions += [f"({p['tokens']} == {name(p['length'])}[0])", f"({p['tokens']} < n_{symbol(c, cache.name + '_k')})"]
+    base = f"{head_base(c, cache)} + Int64({p['tokens']}) * {stride}"
+    call = f"kv.append({name(cache.name + '_k')}, {name(cache.name + '_v')}, {p['k']}, {p['v']}, {cache.heads}, {cache.dim}, {base}"
+    return [f"if {' & '.join(conditions)}:", f"    {call}, Int64({head_stride(c, cache)}), THREADS)"]
+
+
+def holder(p: dict[str, Any]) -> tuple[str, str]:
+    """Who this CTA is among those that share a head's tokens, and how many they are."""
+    if p["splits"] > 1:
+        return "holder", f"{p['splits']} * RANKS"
+    return ("rank", "RANKS") if p["sharded"] else ("Int32(0)", "1")
+
+
+def attend_constant(c: Context, p: dict[str, Any]) -> str:
+    """The constant with the geometry of an attention step."""
+    text = f"attention.Attend(heads={p['group']}, dim={p['dim']}, tokens={p['tokens_per_tile']}, warps={c.warps}, ahead={p['ahead']})"
+    return c.constant("ATTEND", text)
+
+
+def _decode(c: Context, p: dict[str, Any]) -> Lines:
+    shape = attend_constant(c, p)
+    rank, ranks = holder(p)
+    group, dim, j = p["group"], p["dim"], p["head"]
+    q, k, v = (cut(p[name], j * size, size) for name, size in (("q", group * dim), ("k", dim), ("v", dim)))
+    whole = p["cache"].heads == 1
+    q, k, v = (p["q"], p["k"], p["v"]) if whole else (q, k, v)
+    dtype = c.dtype(f"{p['cache'].name}_k")
+    tiles = f"tiles{j}" if j else "tiles"
+    return [
+        f"{tiles} = stream.tile_count({p['tokens']}, {p['tokens_per_tile']}, {rank}, {ranks})",
+        f"at = attention.decode(smem, RING, at, {q}, {k}, {v}, {shape}, {dtype}, {p['scale']!r}, {p['tokens']}, {tiles}, {rank}, {ranks}, "
+        f"{p['part_o']}, {p['part_ml']})",
+    ]
+
+
+def cut(buffer: str, offset: int, size: int) -> str:
+    """A piece of a vector in shared memory."""
+    return f"cta.piece({buffer}, {offset}, {size})"
+
+
+def _combine_warps(c: Context, p: dict[str, Any]) -> Lines:
+    shape = attend_constant(c, p)
+    head0 = p["head"] * p["group"]
+    return [f"attention.combine_warps({p['part_o']}, {p['part_ml']}, {shape}, {p['out']}, {p['stats']}, {head0}, THREADS)"]
+
+
+ATTENTION: dict[str, Callable[[Context, dict[str, Any]], Lines]] = {
+    "angles": _angles, "length": _length, "flags": _flags, "rope": _rope, "append": _append, "decode": _decode,
+    "combine_warps": _combine_warps,
+}  # fmt: skip

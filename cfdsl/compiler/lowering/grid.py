@@ -1,0 +1,77 @@
+"""Collectives over the grid: stores or atomic adds to a workspace in global memory, and a grid barrier."""
+
+from __future__ import annotations
+
+from math import prod
+
+from cfdsl.compiler.builder import Builder
+from cfdsl.compiler.lowering.stores import share_of, store
+from cfdsl.compiler.lowering.values import Product, Shared, SharedTerms, Softmax, Vector
+from cfdsl.compiler.plan import Exchange
+from cfdsl.dsl.graph import Node
+from cfdsl.dsl.placement import R
+from cfdsl.errors import NotLowered
+
+
+def lower_grid_gather(b: Builder, node: Node) -> None:
+    """Each holder stores its slice to a workspace; one grid barrier; then everybody may read all of it."""
+    for i, arg in enumerate(node.args):
+        size = prod(int(dim) for dim in arg.type.shape)
+        workspace = b.workspace("ws_gather", (size,), "f32")
+        stored = store(b, arg, workspace)
+        b.values[(node, i)] = Shared(workspace, size)
+        _barrier_exchange(b, node, "gather", None, "grid_barrier", workspace, stored * 4, size * 4, last=i == len(node.args) - 1)
+
+
+def lower_grid_reduce(b: Builder, node: Node) -> None:
+    """Softmax terms of clusters that split tokens: each stores its term; one grid barrier; whoever reads combines them in order."""
+    for i, arg in enumerate(node.args):
+        value = b.values.get(arg)
+        if b.placed.of(arg).split == R:
+            raise NotLowered(op="grid_reduce", why="only softmax terms are lowered", advice="use grid_reduce_scatter", src=node.src)
+        if isinstance(value, Vector):  # one split: the term is the value
+            lower_grid_gather(b, node)
+            return
+        assert isinstance(value, Softmax)
+        _, heads, dim = (int(size) for size in arg.type.shape)
+        outs, stats = b.workspace("ws_terms", (b.splits * heads * dim,), "f32"), b.workspace("ws_stats", (b.splits * heads * 2,), "f32")
+        b.step(
+            "store_terms", f"{outs}[split], {stats}[split] = {value.out}, {value.stats}", reads=(value.out, value.stats), src=node.src,
+            outs=outs, stats=stats, source=value.out, source_stats=value.stats, heads=value.heads, block=value.dim, dim=dim,
+            all_heads=heads, head0=b.grid_offset(heads, 1),
+        )  # fmt: skip
+        b.values[(node, i)] = SharedTerms(outs, stats, b.splits, heads, dim)
+        sent, received = (value.heads * value.dim + 2 * value.heads) * 4, b.splits * heads * (dim + 2) * 4
+        _barrier_exchange(b, node, "reduce", "lse", "grid_barrier", outs, sent, received, last=i == len(node.args) - 1)
+
+
+def lower_grid_reduce_scatter(b: Builder, node: Node) -> None:
+    """Each cluster adds its terms to a zeroed workspace with atomics; one grid barrier; each CTA reads its rows and zeroes them."""
+    for i, arg in enumerate(node.args):
+        value = b.values.get(arg)
+        if not isinstance(value, Product) or node.attr("dim") != len(arg.type.shape) - 1:
+            raise NotLowered(op="grid_reduce_scatter", why="its argument is not a partial product", src=node.src)
+        size = int(arg.type.shape[-1])
+        workspace = b.workspace("ws_sum", (size,), "f32")
+        b.step(
+            "atomic_add", f"{workspace}[row] += {value.expr}", reads=value.expr.buffers(), src=node.src,
+            tree=value.expr, workspace=workspace, rows=value.rows, offset=value.tiles.row0,
+        )  # fmt: skip
+        share = share_of(b, size)
+        b.values[(node, i)] = Shared(workspace, size, share)
+        b.clears.append((workspace, share))
+        sent, received = value.rows * 4, b.shares[share].most * 4
+        _barrier_exchange(b, node, "reduce_scatter", "sum", "atomic", workspace, sent, received, last=i == len(node.args) - 1)
+
+
+def _barrier_exchange(
+    b: Builder, node: Node, op: str, monoid: str | None, algorithm: str, workspace: str, sent: int, received: int, last: bool
+) -> None:
+    step = len(b.steps)
+    if last:
+        step = b.step("grid_barrier", f"every CTA sees {workspace}", src=node.src)
+        b.dirty.clear()
+        b.seen.clear()
+    b.exchanges.append(
+        Exchange(f"{node.op}:{workspace}", "grid", op, monoid, algorithm, (workspace,), sent, sent, received, None, step, node.src)
+    )

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cfdsl.cli.report import candidate_record, choice_record, graph_record, refusals, traffic_record, why
+from cfdsl.compiler.cost import choose
+from cfdsl.compiler.parts import H100_SXM
+from cfdsl.dsl.interpret import count_traffic
+from cfdsl.dsl.place import place
+from cfdsl.dsl.placement import Mesh
+from fusions.attention_block import attention_block
+
+
+def row(time: float, size: int, chosen: bool = False) -> dict:
+    return {"config": {"clusters": 64 // size, "cluster_size": size}, "time_us": time, "chosen": chosen}
+
+
+def test_why_names_the_runner_up_of_another_cluster_size() -> None:
+    assert why([row(70.0, 2, True), row(70.5, 2), row(72.0, 4)], {}) == (
+        "Estimated at 70.0 us, the least of 3 configs that fit. The best with another cluster size, 16 x 4: 72.0 us (+2.0)."
+    )
+
+
+def test_why_admits_that_another_config_has_a_smaller_estimate() -> None:
+    text = why([row(72.0, 2, True), row(71.0, 4)], {})
+    assert text.startswith("Estimated at 72.0 us. 2 configs fit, the least estimate is 71.0 us; within 3% estimates count as equal")
+
+
+def test_why_says_what_was_given_by_hand() -> None:
+    text = why([row(70.0, 4, True)], {"cluster_size": 4, "pdl": False})
+    assert text == "Estimated at 70.0 us; nothing else fits what was given. Given by hand: cluster_size=4, pdl=False."
+
+
+def test_refusals_are_counted_by_kind() -> None:
+    rows = [{"refused": ["shared memory: 1", "not resident: 2"]}, {"refused": ["shared memory: 3", "shared memory: 4"]}]
+    assert refusals(rows) == [("shared memory", 2), ("not resident", 1)]
+
+
+def test_every_candidate_becomes_a_record() -> None:
+    graph = attention_block.trace("llama-2-7b")
+    choice = choose(graph, H100_SXM)
+    record = choice_record(choice, {})
+    assert len(record["fit"]) + len(record["refused"]) == len(choice.rows)
+    assert [candidate["chosen"] for candidate in record["fit"]].count(True) == 1
+    assert all(candidate["refused"] and candidate["time_us"] is None for candidate in record["refused"])
+    first = candidate_record(choice.rows[0])
+    parts = first["start_us"] + first["stream_us"] + first["exchanges_us"] + first["tail_us"]
+    assert parts == pytest.approx(first["time_us"], rel=1e-6)
+    json.dumps(record)
+
+
+def test_graph_record_has_every_op_with_its_placement_and_line() -> None:
+    placed = place(attention_block.trace("llama-2-7b"), Mesh(32, 2))
+    record = graph_record(placed)
+    ops = {op["op"]: op for op in record["ops"]}
+    assert ops["cluster_gather"]["name"] == "q, k, v"
+    assert ops["cluster_gather"]["placement"] == "[S(1), R]"
+    assert ops["attend"]["placement"] == "[S(1), P(lse)]"
+    assert [op["op"] for op in record["ops"] if op["exchange"]] == ["cluster_gather", "cluster_reduce_scatter", "grid_gather"]
+    assert all("attention_block.py:" in op["line"] for op in record["ops"])
+    assert {leaf["kind"] for leaf in record["leaves"]} == {"input", "weight", "kv_cache"}
+
+
+def test_traffic_of_llama_2_7b_by_hand() -> None:
+    graph = attention_block.trace("llama-2-7b")
+    placed = place(graph, Mesh(32, 2))
+    traffic = count_traffic(placed, {"tokens": 4097, "positions": 4097, "length": 4096})
+    record = traffic_record(traffic, choose(graph, H100_SXM), H100_SXM)
+    assert record["weights"] == 4 * 4096 * 4096 * 2 + 4096 * 2
+    assert record["kv_read"] == 2 * 32 * 4096 * 128 * 2
+    assert record["kv_write"] == 2 * 32 * 128 * 2
+    assert record["memory_us"] == pytest.approx(record["hbm_bytes"] / 3150e3)
+    assert record["dsmem_bytes"] == sum(exchange["bytes"] for exchange in record["exchanges"] if exchange["scope"] == "cluster") > 0

@@ -1,0 +1,142 @@
+"""The arithmetic of tiles, shares, affine offsets and expressions, each number derived by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfdsl.compiler.affine import Affine
+from cfdsl.compiler.expr import Expr
+from cfdsl.compiler.geometry import MAX_FRAGMENT_CHUNKS, RowTiles, Share, tile_rows, warps_per_row
+
+# ---- tiles
+
+
+@pytest.mark.parametrize(
+    ("cols", "itemsize", "stage_bytes", "divides", "rows"),
+    [
+        (4096, 2, 16384, 32, 2),  # 2 x 8192 B fill the stage exactly
+        (4096, 2, 16383, 32, 1),  # one byte less
+        (2048, 2, 16384, 32, 4),  # 4 x 4096 B
+        (576, 2, 16384, 64, 8),  # 8 x 1152 = 9216 B; 16 would be 18432 B
+        (576, 2, 16384, 12, 4),  # 8 does not divide 12
+        (1024, 2, 16384, 3, 1),
+        (8192, 2, 16384, 8, 1),
+        (8200, 2, 16384, 8, 0),  # 16400 B: not even one
+        (64, 2, 16384, 4096, 128),  # 128 x 128 B
+        (4096, 4, 16384, 32, 1),  # f32: 16384 B a row
+    ],
+)
+def test_tile_rows(cols: int, itemsize: int, stage_bytes: int, divides: int, rows: int) -> None:
+    assert tile_rows(cols, itemsize, stage_bytes, divides) == rows
+
+
+@pytest.mark.parametrize(
+    ("cols", "rows", "warps", "split"),
+    [
+        # 512 chunks. 8 warps: ceil(512 / 256) = 2 chunks x 2 rows x 16 + 12 = 76. 4: 4 chunks x 1 row x 16 + 12 = 76, twice the registers.
+        (4096, 2, 8, 8),
+        # 256 chunks. 8: 1 x 4 x 16 + 24 = 88. 4: 2 x 2 x 16 + 12 = 76. 2: 4 x 1 x 16 + 12 = 76, but twice the registers.
+        (2048, 4, 8, 4),
+        # 72 chunks. 8: 1 x 8 x 16 + 48 = 176. 4: 1 x 4 x 16 + 24 = 88. 2: 2 x 2 x 16 + 12 = 76. 1: 3 x 1 x 16 + 12 = 60.
+        (576, 8, 8, 1),
+        # 64 chunks, 16 rows. 1 warp: 2 chunks x 2 rows x 16 + 12 = 76; 2: 1 x 4 x 16 + 24 = 88.
+        (512, 16, 8, 1),
+        (4096, 1, 8, 8),  # one row: all warps share it
+        (4096, 1, 4, 4),  # 4 chunks each
+        (8192, 1, 8, 8),  # 1024 chunks / 256 = 4
+        (14336, 1, 8, 8),  # 7 chunks: as many as a fragment may have
+        (14400, 1, 8, 0),  # 1800 chunks: 8
+        (4096, 2, 1, 0),  # 16 chunks for one warp
+    ],
+)
+def test_warps_per_row(cols: int, rows: int, warps: int, split: int) -> None:
+    assert warps_per_row(cols, rows, warps) == split
+
+
+@given(st.integers(1, 2000), st.sampled_from([1, 2, 4, 8, 16]), st.sampled_from([1, 2, 4, 8, 16]))
+def test_warps_per_row_is_always_possible_geometry(chunks: int, rows: int, warps: int) -> None:
+    split = warps_per_row(chunks * 8, rows, warps)
+    if split:
+        assert warps % split == 0
+        assert rows % (warps // split) == 0
+        assert -(-chunks // (32 * split)) <= MAX_FRAGMENT_CHUNKS
+
+
+def test_shape_key_is_what_a_constant_depends_on() -> None:
+    one = RowTiles(4096, 4096, 2, 8, 16, Affine.of(rank=32), Affine(), 32, 128)
+    assert one.shape_key == (4096, 4096, 2, 8, 32, 128)
+
+
+# ---- shares
+
+
+def test_share_of_4096_rows_over_128_ctas() -> None:
+    share = Share("rows4096", 4096, 2, 128)  # 2048 granules of 2 rows, 16 each
+    assert (share.granules, share.even, share.most, share.symbol) == (2048, True, 32, "granule4096")
+    assert share.bounds(0) == (0, 32)
+    assert share.bounds(127) == (127 * 32, 4096)
+
+
+def test_share_of_4096_rows_over_132_ctas() -> None:
+    share = Share("rows4096", 4096, 2, 132)  # 2048 / 132 = 15.5: 15 or 16 granules
+    assert (share.granules, share.even, share.most) == (2048, False, 32)
+    assert share.bounds(0) == (0, 30)  # 2048 * 1 // 132 = 15
+    assert share.bounds(1) == (30, 62)  # 2048 * 2 // 132 = 31
+    assert share.bounds(131) == (4064, 4096)  # 2048 * 131 // 132 = 2032
+    sizes = [last - first for first, last in map(share.bounds, range(132))]
+    assert (sizes.count(32), sizes.count(30)) == (2048 - 15 * 132, 16 * 132 - 2048)
+
+
+def test_share_with_fewer_granules_than_ctas_leaves_some_without() -> None:
+    share = Share("rows64", 64, 8, 128)
+    assert share.most == 8
+    assert sum(first == last for first, last in map(share.bounds, range(128))) == 120
+
+
+@given(st.integers(1, 600), st.sampled_from([1, 2, 4, 8]), st.integers(1, 264))
+def test_shares_are_partitions(granules: int, granule: int, ctas: int) -> None:
+    share = Share("rows", granules * granule, granule, ctas)
+    bounds = [share.bounds(cta) for cta in range(ctas)]
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == share.rows
+    assert all(before[1] == after[0] for before, after in zip(bounds, bounds[1:]))
+    assert max(last - first for first, last in bounds) == share.most
+    assert share.even == (len({last - first for first, last in bounds}) == 1)
+
+
+# ---- offsets
+
+
+def test_affine_sums_and_products() -> None:
+    at = Affine.of(5, cluster=128, rank=32)
+    assert at.at({"cluster": 31, "rank": 3}) == 31 * 128 + 3 * 32 + 5
+    assert (at + Affine.of(rank=-32)).terms == (("cluster", 128),)  # a term of zero is no term
+    assert at.times(4096).at({"cluster": 1, "rank": 1}) == 4096 * 165
+    assert Affine.of(0, rank=0) == Affine()
+
+
+@pytest.mark.parametrize(
+    ("offset", "text"),
+    [
+        (Affine(), "0"),
+        (Affine.of(7), "7"),
+        (Affine.of(rank=1), "rank"),
+        (Affine.of(3, rank=32, cluster=128), "cluster * 128 + rank * 32 + 3"),
+    ],
+)
+def test_affine_text_is_source(offset: Affine, text: str) -> None:
+    assert str(offset) == text
+    assert eval(text, {"cluster": 2, "rank": 3}) == offset.at({"cluster": 2, "rank": 3})
+
+
+# ---- expressions
+
+
+def test_expression_text_and_buffers() -> None:
+    total = Expr("total", "wo_terms", warps=8)
+    tree = Expr("add", args=(Expr("silu", args=(total,)), Expr("mul", args=(Expr("smem", "rows", Affine.of(2)), Expr("leaf", "x")))))
+    assert str(tree) == "(silu(total(wo_terms)) + (rows[i + 2] * x[i]))"
+    assert tree.buffers() == ("wo_terms", "rows")
+    assert [e.kind for e in tree.walk()] == ["add", "silu", "total", "mul", "smem", "leaf"]

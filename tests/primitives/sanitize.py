@@ -1,0 +1,65 @@
+"""Launch every primitive's harness kernel once, and a small attention block: for compute-sanitizer.
+
+    compute-sanitizer --tool memcheck python tests/primitives/sanitize.py
+    compute-sanitizer --tool racecheck python tests/primitives/sanitize.py [TEXT]
+
+With TEXT, only kernels whose name contains it. Results are checked too; the exit status is 1 if any is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+
+import cases  # noqa: E402
+import torch  # noqa: E402
+
+
+def one_case(case: cases.Case) -> None:
+    """Compile, launch once, check."""
+    variant = case.variants[-1]
+    inputs = case.inputs(variant)
+    case.check(case.run(case.program, inputs), variant, inputs, case.name)
+
+
+def attention_block() -> None:
+    """smollm2-135m on clusters of four."""
+    import cfdsl
+    from fusions.attention_block import attention_block as block
+
+    model = cfdsl.models.resolve("smollm2-135m")
+    kernel = cfdsl.compile(block, model, cluster_size=4)
+    tensors = block.example_inputs(model, 1, "bf16", device="cuda", length=100, capacity=128)
+    want = block.reference(model, tensors, "f64")["y"]
+    kernel(**tensors)
+    torch.cuda.synchronize()
+    error = float((tensors["y"].double() - want).norm() / want.norm())
+    assert error <= 4e-3, f"relative error {error:.2e}"
+
+
+def main(text: str = "") -> int:
+    """Run all that match; the number of failures, at most 1."""
+    todo = [(case.name, lambda case=case: one_case(case)) for case in cases.ALL_CASES]
+    todo.append(("attention_block", attention_block))
+    failed = 0
+    for name, launch in todo:
+        if text not in name:
+            continue
+        start = time.perf_counter()
+        try:
+            launch()
+            verdict = "ok"
+        except Exception:
+            traceback.print_exc()
+            verdict, failed = "FAILED", 1
+        print(f"{name:64s} {verdict} {time.perf_counter() - start:6.2f} s", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

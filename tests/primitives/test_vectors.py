@@ -1,0 +1,36 @@
+"""Primitives of one CTA without a ring, against float64: warp, pointwise, frag, rmsnorm, rope, kv."""
+
+from __future__ import annotations
+
+import cases
+import pytest
+from cases import Case
+from expect import no_local_memory, ptx_has, right_and_repeatable
+
+RAGGED = "fragment 8 warps a row, ragged"
+
+
+@pytest.mark.compile
+def test_warp_sums_are_butterflies() -> None:
+    program = cases.by_name()["warp"].program
+    ptx_has(program, {"shfl.sync.bfly.b32": 15 + 5})  # widths 2 to 32 one by one; a pair of sums for the price of one
+    no_local_memory(program)
+
+
+@pytest.mark.compile
+def test_activations_use_the_fast_instructions() -> None:
+    ptx_has(cases.by_name()["activations"].program, {"ex2.approx.ftz.f32": None, "tanh.approx.f32": None})
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("name", [RAGGED, "fragment 4 warps a row"])
+def test_fragments_move_16_bytes_at_a_time_and_stay_in_registers(name: str) -> None:
+    program = cases.by_name()[name].program
+    ptx_has(program, {"ld.global.v4.b32": None, "ld.shared.v4.b32": None, "st.global.v4.b32": None, "st.shared.v4.b32": None})
+    no_local_memory(program)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", cases.VECTOR_CASES, ids=lambda case: case.name)
+def test_against_float64(case: Case) -> None:
+    right_and_repeatable(case)

@@ -1,0 +1,245 @@
+"""Every mistake's text: what is wrong, the user's line, the remedy. One example per class, pinned."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+
+from cfdsl import errors
+from cfdsl.dsl.graph import Src
+from cfdsl.errors import CfdslError, Errors, raise_all
+
+SRC = Src("spec.py", 12, "y = cf.silu(x)")
+AT = "\n  spec.py:12: y = cf.silu(x)\n"
+
+EXAMPLES: list[tuple[CfdslError, str]] = [
+    (
+        errors.TraceError(problem="a traced value cannot be used as a condition", advice="branch on the model's config", src=SRC),
+        f"a traced value cannot be used as a condition.{AT}  remedy: branch on the model's config.",
+    ),
+    (
+        errors.ArgumentError(argument="x", expected="bf16 (1, 4096) on cuda:0", got="float32 (1, 4096) on cpu"),
+        "argument 'x' must be bf16 (1, 4096) on cuda:0, got float32 (1, 4096) on cpu.\n  remedy: pass 'x' as bf16 (1, 4096) on cuda:0.",
+    ),
+    (
+        errors.ArgumentError(argument="x", expected="16-byte aligned", got="an address off by 2", advice="clone the slice"),
+        "argument 'x' must be 16-byte aligned, got an address off by 2.\n  remedy: clone the slice.",
+    ),
+    (
+        errors.DuplicateName(name="w", first="weight bf16[8] (line 3)", second="input bf16[4]", src=SRC),
+        f"the name 'w' is taken: first weight bf16[8] (line 3), now input bf16[4].{AT}"
+        "  remedy: give one of them another name; the names become the kernel's arguments.",
+    ),
+    (
+        errors.UnknownOption(fusion="attention_block", option="qkv", value="'columns'", known="qkv ('rows', 'split_k')"),
+        "the fusion attention_block has no option qkv='columns'.\n  remedy: its options are: qkv ('rows', 'split_k').",
+    ),
+    (
+        errors.ShapeMismatch(op="linear", expected="x of shape (batch, in)", got="(64,)", src=SRC),
+        f"linear expects x of shape (batch, in), got (64,).{AT}"
+        "  remedy: check the declared shapes; weights are (out, in), as Hugging Face stores them.",
+    ),
+    (
+        errors.DtypeMismatch(op="rope", argument="pos", expected="i32", got="f32", src=SRC),
+        f"rope expects pos of dtype i32, got f32.{AT}  remedy: declare pos with such a dtype.",
+    ),
+    (
+        errors.TextSyntax(line=3, text="%0 = ?", problem="it is not a node"),
+        "line 3 of the graph's text cannot be read: it is not a node: '%0 = ?'.\n"
+        "  remedy: write one node per line, as to_text prints it: %name = op(%argument, attribute=value) : dtype[shape].",
+    ),
+    (
+        errors.InvalidGraph(op="linear", problem="its type is f32[1,2] and should be f32[1,4]", src=SRC),
+        f"the graph is not valid at linear: its type is f32[1,2] and should be f32[1,4].{AT}"
+        "  remedy: every node must follow the rule of its op; build graphs with a traced fusion.",
+    ),
+    (
+        errors.NeedsReduce(
+            op="silu", argument="the result of linear (line 9)", placement="P(sum)", axis="cluster", collective="cluster_reduce", src=SRC
+        ),
+        "silu needs a value, but the result of linear (line 9) is P(sum) on the cluster axis: each holder has only a term of it."
+        f"{AT}  remedy: needs cluster_reduce: call cluster_reduce on the result of linear (line 9) before this line.",
+    ),
+    (
+        errors.ShardDoesNotDivide(op="linear", dim=1, size=36, parts=8, axis="ranks", src=SRC),
+        f"linear cannot shard dimension 1 of size 36 over 8 ranks.{AT}"
+        "  remedy: choose a number that divides it, or shard another dimension.",
+    ),
+    (
+        errors.WrongCollective(
+            call="cluster_reduce",
+            moves="P(op) -> R on the cluster axis",
+            argument="x",
+            placement="[R, S(1)]",
+            legal="call cluster_gather on x",
+            src=SRC,
+        ),
+        f"cluster_reduce moves P(op) -> R on the cluster axis, but x is placed [R, S(1)].{AT}  remedy: call cluster_gather on x.",
+    ),
+    (
+        errors.PlacementMismatch(op="add", problem="a [S(0), R] and b [S(1), R] differ", legal="call grid_gather on one of them", src=SRC),
+        f"add: a [S(0), R] and b [S(1), R] differ.{AT}  remedy: call grid_gather on one of them.",
+    ),
+    (
+        errors.ClustersDoNotDivide(over=32, clusters=30),
+        "32 work units cannot be spread over 30 clusters: neither number divides the other.\n"
+        "  remedy: use a number of clusters that divides 32, or a multiple of 32.",
+    ),
+    (
+        errors.ClustersDoNotDivide(over=8, clusters=3, splits=4),
+        "8 work units cannot be spread over 3 groups of 4 clusters: neither number divides the other.\n"
+        "  remedy: use a number of groups of 4 clusters that divides 8, or a multiple of 8.",
+    ),
+    (
+        errors.NothingToSplit(fusion="f", splits=3),
+        "3 clusters share a unit, but f has no attend(..., shard='tokens', across='all'): they would repeat its work.\n"
+        "  remedy: use splits=1, or a dataflow that splits tokens over clusters (of attention_block: qkv='grid').",
+    ),
+    (
+        errors.ClusterSizeUnsupported(size=3),
+        "a cluster of 3 CTAs is not supported.\n  remedy: use a cluster size of 1, 2, 4, 8 or 16.",
+    ),
+    (
+        errors.HeadDimUnsupported(head_dim=96),
+        "head_dim 96 is not supported.\n  remedy: use a model with head_dim 64 or 128.",
+    ),
+    (
+        errors.GroupUnsupported(group=32),
+        "32 query heads per key/value head are not supported.\n  remedy: use a model with at most 16.",
+    ),
+    (
+        errors.HiddenUnsupported(hidden=100),
+        "hidden size 100 is not supported.\n  remedy: use a model whose hidden size is a multiple of 64.",
+    ),
+    (
+        errors.ModelUnsupported(name="some/model", reasons=["head_dim is 96", "it is quantised"]),
+        "the model 'some/model' is not supported:\n  - head_dim is 96\n  - it is quantised\n"
+        "  remedy: use a model without these; cfdsl computes llama, mistral and qwen2 attention (docs/concepts.md).",
+    ),
+    (
+        errors.UnknownModel(name="llama-9", known=("a", "b")),
+        "there is no model 'llama-9': no preset has this name and no config.json lies there.\n"
+        "  remedy: use one of a, b, or the path of a Hugging Face config.json.",
+    ),
+    (errors.UnknownPart(name="h300", known=("h100-sxm", "h200")), "there is no part 'h300'.\n  remedy: use one of h100-sxm, h200."),
+    (
+        errors.NoTarget(),
+        "this needs a GPU of compute capability 9.0, found no GPU.\n"
+        "  remedy: run it on such a machine; compiling and inspecting work without one when a part is named (part='h100-sxm').",
+    ),
+    (
+        errors.SharedMemoryExceeded(needed=245760, limit=232448, breakdown=(("ring", 229376), ("x", 16384)), src=SRC),
+        f"a CTA needs 245,760 bytes of shared memory, the limit is 232,448: ring 229,376 + x 16,384 = 245,760.{AT}"
+        "  remedy: use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM.",
+    ),
+    (
+        errors.SharedMemoryExceeded(needed=245760, limit=232448),
+        "a CTA needs 245,760 bytes of shared memory, the limit is 232,448.\n"
+        "  remedy: use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM.",
+    ),
+    (
+        errors.NotResident(clusters=32, resident=30, size=4, part="h100-sxm"),
+        "the launch has 32 clusters of 4, but h100-sxm holds 30 at once (CTAs per SM: 1).\n"
+        "  remedy: use at most 30 clusters, a smaller cluster, or less shared memory per CTA: a grid barrier waits for all of them.",
+    ),
+    (
+        errors.NotLowered(op="gelu", src=SRC),
+        f"gelu cannot be compiled: the compiler has no lowering for it.{AT}"
+        "  remedy: interpret() runs it; for a kernel, write it with the ops of a shipped fusion.",
+    ),
+    (
+        errors.PlanError(what="barrier q_in waits for the wrong bytes", sum="3 x 512 = 1536, not 1024"),
+        "the plan is wrong: barrier q_in waits for the wrong bytes: 3 x 512 = 1536, not 1024.\n"
+        "  remedy: this is a mistake in cfdsl unless you edited the plan; report it with `show --stage plan`.",
+    ),
+    (
+        errors.ConfigError(name="warps", value=0, expected="1 to 15"),
+        "the config has warps=0, it must be 1 to 15.\n"
+        "  remedy: leave warps out and the cost model chooses it, or give a value that is 1 to 15.",
+    ),
+    (
+        errors.NoLegalConfig(fusion="rms_norm", part="h100-sxm", given=" with warps=9", reasons=("a", "b")),
+        "rms_norm has no config that runs on h100-sxm with warps=9:\n  - a\n  - b\n"
+        "  remedy: give fewer fields of the config, or another part; `explain` shows every config with its reasons.",
+    ),
+    (
+        errors.CompileFailed(source="/cache/k.py", detail="ptxas: out of registers"),
+        "the generated kernel /cache/k.py did not compile: ptxas: out of registers.\n"
+        "  remedy: this is a mistake in cfdsl; report it with the generated source.",
+    ),
+    (
+        errors.ColdCompileInCapture(kernel="rms_norm"),
+        "the kernel rms_norm is not loaded yet and a CUDA graph is being captured.\n"
+        "  remedy: call the kernel (or kernel.prepare()) once before the capture.",
+    ),
+    (
+        errors.DisassemblerMissing(found="none on the PATH"),
+        "SASS needs nvdisasm, found none on the PATH.\n  remedy: pip install -U nvidia-cuda-nvdisasm.",
+    ),
+    (
+        errors.CacheFull(cache="cache", length=128, capacity=128),
+        "the cache 'cache' is full: it holds 128 of 128 tokens and a call appends one.\n"
+        "  remedy: allocate a larger cache, or drop tokens from it.",
+    ),
+    (
+        errors.LengthOutOfRange(argument="length", value=-1, low=0, high=127),
+        "argument 'length' is -1, outside of 0 to 127.\n  remedy: pass the number of tokens that the cache holds before the call.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "text"), EXAMPLES, ids=[type(error).__name__ for error, _ in EXAMPLES])
+def test_text(error: CfdslError, text: str) -> None:
+    assert str(error) == text
+
+
+def test_every_class_has_an_example_here() -> None:
+    classes = {cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, CfdslError)}
+    assert classes - {CfdslError, Errors} == {type(error) for error, _ in EXAMPLES}
+
+
+@pytest.mark.parametrize("error", [error for error, _ in EXAMPLES], ids=[type(error).__name__ for error, _ in EXAMPLES])
+def test_every_mistake_names_a_remedy_and_survives_pickling(error: CfdslError) -> None:
+    assert error.remedy
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+
+
+A = errors.HeadDimUnsupported(head_dim=96)
+B = errors.HiddenUnsupported(hidden=100, src=SRC)
+
+
+def test_several_are_one_error_with_a_count() -> None:
+    with pytest.raises(Errors) as caught:
+        raise_all([A, B])
+    assert caught.value.errors == (A, B)
+    assert str(caught.value) == (
+        "2 mistakes:\n"
+        "1. HeadDimUnsupported: head_dim 96 is not supported.\n"
+        "     remedy: use a model with head_dim 64 or 128.\n"
+        "2. HiddenUnsupported: hidden size 100 is not supported.\n"
+        "     spec.py:12: y = cf.silu(x)\n"
+        "     remedy: use a model whose hidden size is a multiple of 64."
+    )
+
+
+def test_one_is_itself_and_none_is_nothing() -> None:
+    raise_all([])
+    with pytest.raises(errors.HeadDimUnsupported) as caught:
+        raise_all([A])
+    assert caught.value is A
+
+
+def test_groups_are_flattened_and_repeats_dropped() -> None:
+    with pytest.raises(Errors) as caught:
+        raise_all([Errors(errors=(A, B)), errors.HeadDimUnsupported(head_dim=96), B])
+    assert caught.value.errors == (A, B)
+
+
+def test_they_are_exceptions_like_any_other() -> None:
+    assert issubclass(CfdslError, Exception)
+    with pytest.raises(CfdslError):
+        raise errors.NotResident(clusters=32, resident=30, size=4, part="h100-sxm")
