@@ -493,8 +493,9 @@ class LengthOutOfRange(CfdslError):
     value: int
     low: int
     high: int
+    advice: str = "pass the number of tokens that the cache holds before the call"
     _says = "argument {argument!r} is {value}, outside of {low} to {high}."
-    _remedy = "pass the number of tokens that the cache holds before the call."
+    _remedy = "{advice}."
 
 
 def _list(values: Sequence[object]) -> str:

@@ -4,11 +4,13 @@
 
 One cluster works on one KV head, or on several, or several clusters share one. The options are dataflows of the same sum:
 
-    qkv   "rows": each rank computes whole rows of q, k, v, and a gather gives everyone all. "split_k": each rank takes a slice of the
-          contraction, and a reduce adds the terms. "grid": every CTA of the launch computes rows, gathered through device memory;
-          the work is not tied to heads then, and several clusters may share one, each with some of its tokens (`splits`).
+    qkv   "grid" (the default): every CTA of the launch computes rows of q, k, v, gathered through device memory. The work is not tied
+          to heads then, so all SMs have the same share, and several clusters may work on one head, each with some of its tokens
+          (`splits`). "rows": the ranks of a head's cluster compute its rows of q, k, v, and a gather gives every rank all of them.
+          "split_k": each rank takes a slice of the contraction, and a reduce adds the terms. These two have one grid barrier less,
+          which is worth more than even shares where a model is small.
     out   "gather": attention's result is gathered over the grid, then each CTA computes whole rows of y: deterministic.
-          "atomic": each head's cluster adds its own term of all of y to device memory. Not with qkv "grid".
+          "atomic": each head's cluster adds its own term of all of y to device memory. Needs qkv "rows" or "split_k".
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def attention_block(
     m: cf.ModelConfig,
     batch: int,
     *,
-    qkv: Literal["rows", "split_k", "grid"] = "rows",
+    qkv: Literal["grid", "rows", "split_k"] = "grid",
     out: Literal["gather", "atomic"] = "gather",
     layout: Literal["bhtd", "bthd"] = "bhtd",
 ) -> cf.Outputs:
@@ -52,7 +54,7 @@ def attention_block(
     normed = cf.rms_norm(h, norm, m.norm_eps)
     if qkv == "grid":
         if out == "atomic":
-            raise cf.TraceError(problem="qkv='grid' does not go with out='atomic'", advice="choose out='gather', or another qkv")
+            raise cf.TraceError(problem="qkv='grid' does not go with out='atomic'", advice="choose out='gather', or qkv='rows' or 'split_k'")
         q = cf.linear(normed, wq, bq, shard="out")
         k = cf.linear(normed, wk, bk, shard="out")
         v = cf.linear(normed, wv, bv, shard="out")
@@ -96,7 +98,7 @@ def attention_block(
 
 @attention_block.reference
 def reference(
-    m: cf.ModelConfig, tensors: dict[str, Tensor], precision: str = "f64", *, qkv: str = "rows", out: str = "gather", layout: str = "bhtd"
+    m: cf.ModelConfig, tensors: dict[str, Tensor], precision: str = "f64", *, qkv: str = "grid", out: str = "gather", layout: str = "bhtd"
 ) -> dict[str, Tensor]:
     """What the block must compute, as one would write it in PyTorch.
 
@@ -157,7 +159,7 @@ def example_inputs(
     seed: int = 0,
     device: str | torch.device = "cpu",
     *,
-    qkv: str = "rows",
+    qkv: str = "grid",
     out: str = "gather",
     layout: str = "bhtd",
 ) -> dict[str, Tensor]:

@@ -47,17 +47,25 @@ def graph_panel(record: dict[str, Any]) -> Panel:
         call = f"{op['op']}({', '.join(op['args'])})"
         file, _, line = op["line"].rpartition(":")
         ops.add_row(op["name"], escape(call), escape(op["type"]), escape(op["placement"]), f"{file.rsplit('/', 1)[-1]}:{line}", style=color)
-    title = f"Placed graph: {plural(mesh['clusters'], 'cluster')} of {plural(mesh['ranks'], 'rank')}"
+    title = f"Placed graph: {plural(mesh['clusters'], 'cluster')}{_shared(mesh)} of {plural(mesh['ranks'], 'rank')}"
     return panel(title, leaves, Text(), ops)
+
+
+def _shared(splits_of: dict[str, Any]) -> str:
+    """Of a mesh or a config, where clusters share units by splitting their tokens: how many do."""
+    splits = splits_of["splits"]
+    return f" ({splits_of['clusters'] // splits} groups of {splits} splits)" if splits > 1 else ""
 
 
 def config_panel(config: dict[str, Any], choice: dict[str, Any]) -> Panel:
     """The chosen schedule, why, and the best of the others."""
     ring = config["ring"]
-    held = f"ring {ring['stages']} x {size(ring['stage_bytes'])} = {size(ring['bytes'])}" if ring else "no ring"
+    held = "no ring"
+    if ring:
+        held = f"ring {ring['stages']} x {size(ring['stage_bytes'])} = {size(ring['bytes'])}, {plural(ring['window'], 'tile')} in flight"
     flags = [name for name in ("pdl", "multicast", "evict_first", "stamp_cluster") if config[name]]
     facts = (
-        f"[bold]{plural(config['clusters'], 'cluster')} of {config['cluster_size']} = {plural(config['ctas'], 'CTA')}[/bold], "
+        f"[bold]{plural(config['clusters'], 'cluster')}{_shared(config)} of {config['cluster_size']} = {plural(config['ctas'], 'CTA')}[/bold], "
         f"{config['threads']} threads ({config['warps']} consumer warps), {held}, "
         f"{size(config['smem_bytes'])} shared memory per CTA, room for {plural(config['ctas_per_sm'], 'CTA')} per SM; "
         f"{', '.join(flags) or 'no flags'}"
@@ -80,10 +88,11 @@ def candidates(rows: list[dict[str, Any]]) -> Table:
     )
     for row in rows:
         c = row["config"]
+        clusters = f"{c['clusters'] // c['splits']} x {c['splits']}" if c["splits"] > 1 else str(c["clusters"])
         units, times = row["units_per_cluster"], (f"{row[name]:.1f}" for name in TIMES)
         cells = (
             "[green]*[/green]" if row["chosen"] else "",
-            f"{c['clusters']} x {c['cluster_size']}",
+            f"{clusters} x {c['cluster_size']}",
             "-" if units is None else trim(units, 3),
             str(c["ctas_per_sm"]),
             f"{c['stages']} x {size(c['stage_bytes'])}" if (row["smem_bytes"] or 0) > c["stage_bytes"] else "-",

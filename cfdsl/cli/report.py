@@ -58,7 +58,7 @@ def graph_record(placed: Placed) -> dict[str, Any]:
                     "code": node.src.code,
                 }
             )
-    mesh = {"clusters": placed.mesh.clusters, "ranks": placed.mesh.ranks}
+    mesh = {"clusters": placed.mesh.clusters, "ranks": placed.mesh.ranks, "splits": placed.mesh.splits}
     return {"mesh": mesh, "leaves": leaves, "ops": ops}
 
 
@@ -70,7 +70,10 @@ def _regrouped(node: Any) -> Any:
 
 def config_record(config: Config, plan: KernelPlan) -> dict[str, Any]:
     """The schedule, with what follows from it."""
-    ring = {"stages": plan.ring.stages, "stage_bytes": plan.ring.stage_bytes, "bytes": plan.ring.bytes} if plan.ring else None
+    ring = None
+    if plan.ring:
+        flight = plan.ring.window or plan.ring.stages
+        ring = {"stages": plan.ring.stages, "stage_bytes": plan.ring.stage_bytes, "bytes": plan.ring.bytes, "window": flight}
     return {**asdict(config), "ctas": config.ctas, "threads": plan.threads, "ring": ring, "smem_bytes": plan.smem_bytes}
 
 

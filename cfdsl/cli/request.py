@@ -23,7 +23,8 @@ DEFAULT_PART = "h100-sxm"
 Dtype = Literal["bf16", "f16", "fp16"]
 
 SCHEDULE = (
-    "clusters", "cluster_size", "splits", "stages", "stage_bytes", "warps", "ctas_per_sm", "pdl", "multicast", "evict_first", "stamp_cluster",
+    "clusters", "cluster_size", "splits", "stages", "stage_bytes", "window", "warps", "ctas_per_sm", "pdl", "multicast", "evict_first",
+    "stamp_cluster",
 )  # fmt: skip
 
 
@@ -77,6 +78,9 @@ PARAMETERS: dict[str, Any] = {
     ],
     "stages": Annotated[int | None, typer.Option(min=0, help="Slots of the ring.", rich_help_panel="Schedule", show_default=False)],
     "stage_bytes": Annotated[int | None, typer.Option(min=16, help="Bytes of a slot.", rich_help_panel="Schedule", show_default=False)],
+    "window": Annotated[
+        int | None, typer.Option(min=0, help="Tiles in flight at most; 0: all slots.", rich_help_panel="Schedule", show_default=False)
+    ],
     "warps": Annotated[int | None, typer.Option(min=1, help="Consumer warps.", rich_help_panel="Schedule", show_default=False)],
     "ctas_per_sm": Annotated[int | None, typer.Option(min=1, rich_help_panel="Schedule", show_default=False)],
     "pdl": Annotated[bool | None, typer.Option("--pdl/--no-pdl", rich_help_panel="Schedule", show_default=False)],

@@ -48,7 +48,7 @@ def oracle_check(request: Request, mesh: Mesh) -> dict[str, Any] | None:
         "dtype": "float32, outputs not rounded, against the reference in float64",
         "reduced": model is not request.model,
         "model": {name: getattr(model, name) for name in ("hidden", "heads", "kv_heads", "head_dim")},
-        "mesh": {"clusters": small.clusters, "ranks": small.ranks},
+        "mesh": {"clusters": small.clusters, "ranks": small.ranks, "splits": small.splits},
         "kv_len": tokens,
         "note": note(request.model, model, small, tokens),
     }

@@ -127,13 +127,13 @@ class Builder:
     # ---- steps
     def step(
         self, op: str, text: str, *, reads: tuple[str, ...] = (), writes: tuple[str, ...] = (), touches: tuple[str, ...] = (),
-        src: Src | None = None, **params: Any,
+        joins: bool = False, src: Src | None = None, **params: Any,
     ) -> int:  # fmt: skip
         """Append a step, with a `sync` before it if it reads what others wrote, or writes what others may still read.
 
-        `touches` are buffers that peers write during the step: they are only kept alive.
+        `joins`: it continues what the step before writes, in another part of the buffer. `touches` are buffers that peers write during the step: they are only kept alive.
         """
-        if (self.dirty & set(reads)) or ((self.dirty | self.seen) & set(writes)):
+        if (self.dirty & set(reads)) or ((self.dirty | self.seen) & set(writes) and not joins):
             self.sync()
         index = len(self.steps)
         for name in (*reads, *writes, *touches):

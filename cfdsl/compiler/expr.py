@@ -19,7 +19,7 @@ class Expr:
 
     leaf    element i of the launch argument `name`, from `offset`; blocks of `block` elements lie `stride` apart (0: no blocks)
     smem    element i of the shared-memory buffer `name`, from `offset`; `dtype` is that of its elements (blocks as for a leaf)
-    total   row i of the product whose warps' terms are in buffer `name`; `warps` of them
+    total   row i, from `offset`, of the product whose warps' terms are in buffer `name`; `warps` of them
     terms   combined softmax terms: workspace `name`, statistics in the `var` of `args`, (splits, heads, dim) in `terms`
     var     the variable `name`: a fragment, or the same scalar for every element
     add, mul, silu, gelu    of `args`

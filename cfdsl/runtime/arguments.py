@@ -61,11 +61,16 @@ def unchecked_strides(specs: Sequence[Arg]) -> tuple[int, ...]:
 
 
 def check_arguments(specs: Sequence[Arg], args: Sequence[Any], device_type: str = "cuda") -> None:
-    """Raise one error that lists every argument which the kernel cannot take; return if there is none.
+    """Raise one error that lists every argument which the kernel cannot take; return if there is none."""
+    raise_all(argument_errors(specs, args, device_type))
+
+
+def argument_errors(specs: Sequence[Arg], args: Sequence[Any], device_type: str = "cuda") -> list[ArgumentError]:
+    """Every mistake of every argument; raises for a wrong number of them.
 
     `args` are in calling order, without workspaces. `device_type` "meta" leaves devices, strides and storage out: shapes only.
     """
-    errors: list[CfdslError] = []
+    errors: list[ArgumentError] = []
     if len(args) != len(specs):
         in_order(specs, args, {})
     sizes: dict[str, tuple[int, str]] = {}
@@ -73,7 +78,7 @@ def check_arguments(specs: Sequence[Arg], args: Sequence[Any], device_type: str 
     for spec, value in zip(specs, args):
         for expected, got in _faults(spec, value, sizes, devices, device_type):
             errors.append(ArgumentError(argument=spec.name, expected=expected, got=got))
-    raise_all(errors)
+    return errors
 
 
 def _faults(

@@ -11,7 +11,7 @@ from cfdsl.compiler.config import Config
 from cfdsl.compiler.parts import Part, part_named
 from cfdsl.compiler.plan import KernelPlan
 from cfdsl.dsl.fusion import Fusion
-from cfdsl.errors import ColdCompileInCapture, UnknownOption
+from cfdsl.errors import ColdCompileInCapture, UnknownOption, raise_all
 from cfdsl.models import ModelConfig, resolve
 from cfdsl.runtime import artifacts, device, toolchain
 from cfdsl.runtime.cache import Entry, KernelCache
@@ -55,9 +55,9 @@ def compile(
     target = device.part_at_hand() if part is None else part_named(part) if isinstance(part, str) else part
     options = {name: value for name, value in settings.items() if name in fusion.options}
     overrides = {name: value for name, value in settings.items() if name not in options}
-    for name in overrides.keys() - set(_FIELDS):
-        known = ", ".join((*fusion.options, *_FIELDS))
-        raise UnknownOption(fusion=fusion.name, option=name, value=repr(overrides[name]), known=known)
+    known = f"{', '.join(fusion.options) or 'none'}; fields of the config are: {', '.join(_FIELDS)}"
+    unknown = {name: value for name, value in overrides.items() if name not in _FIELDS}
+    raise_all([UnknownOption(fusion=fusion.name, option=name, value=repr(value), known=known) for name, value in unknown.items()])
     toolchain.default_arch(target.arch)  # before what follows: lowering imports the primitives, and with them CuTe DSL
     from cfdsl.compiler.stages import lower
 

@@ -13,10 +13,11 @@ from torch.compiler import is_dynamo_compiling
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import Arg, KernelPlan
-from cfdsl.errors import ColdCompileInCapture, NotResident
+from cfdsl.errors import ColdCompileInCapture, NotResident, raise_all
 from cfdsl.runtime import artifacts, device, preload, toolchain, torch_op
-from cfdsl.runtime.arguments import DTYPES, check_arguments, in_order, unchecked_strides
+from cfdsl.runtime.arguments import DTYPES, argument_errors, check_arguments, in_order, unchecked_strides
 from cfdsl.runtime.cache import Entry
+from cfdsl.runtime.contents import content_errors
 
 # What the bits of the status word mean (the second word of the workspace `ws_sync`, set by the kernel and never cleared by it).
 STATUS_ARG, STATUS_WORD = "ws_sync", 1
@@ -58,7 +59,7 @@ class Kernel:
     so safe in a CUDA graph. It has a small workspace per device, so one kernel must not run on two streams at the same time.
 
     A length or position that is out of range lives in device memory, where the host does not look: the kernel clamps it and sets a flag
-    that `status()` puts in words.
+    that `status()` puts in words. `check()` looks before a call, for whoever can afford to wait.
     """
 
     def __init__(self, lowered: Any, entry: Entry, source: Path, key: str, *, cold: bool) -> None:
@@ -149,17 +150,37 @@ class Kernel:
             name = torch.cuda.get_device_name(index)
             raise NotResident(clusters=config.clusters, resident=room, size=config.cluster_size, part=name, ctas_per_sm=config.ctas_per_sm)
 
+    def check(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> None:
+        """Raise one error with everything that is wrong with a call: its arguments, and the lengths and positions in them.
+
+        Launches nothing. It reads lengths and positions from the device, and so synchronises: not for the hot path, and not for a CUDA
+        graph's capture, which it would break. ArgumentError; LengthOutOfRange; CacheFull where the call would append to a full cache.
+        """
+        args = in_order(self.args, args, kwargs)
+        errors = argument_errors(self.args, args)
+        wrong = {error.argument for error in errors}
+        sound = {arg.name: value for arg, value in zip(self.args, args, strict=True) if arg.name not in wrong}
+        raise_all([*errors, *content_errors(self.plan, sound)])
+
     def status(self, clear: bool = False) -> tuple[str, ...]:
-        """What the kernel flagged on any device since the flags were last cleared, in words; empty if nothing. Synchronises."""
+        """What the kernel flagged on any device since the flags were last cleared, in words; empty if nothing. Synchronises.
+
+        clear   zero the workspaces too, as they were at first: the flags, and a grid barrier that timed out is in step again
+        """
         flags = 0
         place = next((at for at, arg in enumerate(self.workspace_args) if arg.name == STATUS_ARG), None)
         if place is None:
             return ()
         for workspace in self._workspaces.values():
-            word = workspace[place][STATUS_WORD]
-            flags |= int(word.item())
+            sync = workspace[place]
+            if sync.is_cuda:
+                torch.cuda.synchronize(sync.device)  # launches may be on any stream
+            flags |= int(sync[STATUS_WORD].item())
             if clear:
-                word.zero_()
+                for each in workspace:  # after a time-out the barrier's word has no defined phase, and sums that were begun are left over
+                    each.zero_()
+                if sync.is_cuda:
+                    torch.cuda.synchronize(sync.device)
         return tuple(text for bit, text in STATUS.items() if flags >> bit & 1)
 
     # ---- looking ------------------------------------------------------------------------------------------------------------------

@@ -136,8 +136,7 @@ BUGS: dict[str, tuple[KernelPlan, str, str]] = {
         "v is overwritten without a barrier: used in step 23, written in 24",
     ),
     "write after write": (
-        with_step(GOOD, 8, lambda step: replace(step, out="wq_terms")), "hazards",
-        "wq_terms is overwritten without a barrier: used in step 7, written in 8",
+        with_params(GOOD, 8, first=16), "hazards", "wq_terms is overwritten without a barrier: used in step 7, written in 8",
     ),
     "scratch in use": (
         with_step(GOOD, 3, lambda step: replace(step, out="scratch")), "hazards",
@@ -149,8 +148,8 @@ BUGS: dict[str, tuple[KernelPlan, str, str]] = {
     ),
     "short life": (with_buffer(GOOD, "my_rows", last=37), "lifetimes", "my_rows is used outside of its life: step 38, live 3 to 37"),
     "buffers overlap": (
-        with_buffer(GOOD, "wk_terms", offset=98416 + 1008), "lifetimes",
-        "wq_terms and wk_terms share bytes while both are live: [98416, 99440) and [99424, 100448)",
+        with_buffer(GOOD, "wk_slice", offset=101488 + 112), "lifetimes",
+        "wq_slice and wk_slice share bytes while both are live: [101488, 101616) and [101600, 101728)",
     ),
     "barriers overlap": (with_barrier(GOOD, "mb_softmax", offset=98400), "layout", "mb_gather and mb_softmax overlap: 98400 < 98408"),
     "barrier in the ring": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -22,8 +22,8 @@ from cfdsl.errors import ClusterSizeUnsupported, ConfigError, Errors, NoLegalCon
 from fusions.attention_block import attention_block
 from fusions.rms_norm import rms_norm
 
-LLAMA = attention_block.trace("llama-2-7b")
-GROUPED = attention_block.trace("llama-3.1-8b")
+LLAMA = attention_block.trace("llama-2-7b", qkv="rows")
+GROUPED = attention_block.trace("llama-3.1-8b", qkv="rows")
 PROTOTYPE = {"clusters": 32, "ctas_per_sm": 2, "stages": 6}
 
 
@@ -177,7 +177,7 @@ SHAPES = [(model, shape, tokens, us) for model, rows in MEASURED.items() for sha
 @pytest.mark.parametrize(("model", "shape", "tokens", "measured_us"), SHAPES, ids=str)
 def test_h200_anchors(model: str, shape: tuple[int, ...], tokens: int, measured_us: float) -> None:
     fields = dict(zip(("clusters", "cluster_size", "stages", "ctas_per_sm"), shape))
-    chosen = choose(attention_block.trace(model), H200, fields, {"tokens": tokens}).chosen
+    chosen = choose(attention_block.trace(model, qkv="rows"), H200, fields, {"tokens": tokens}).chosen
     assert chosen.time_us == pytest.approx(measured_us, rel=0.1)
 
 
@@ -213,11 +213,10 @@ def test_the_shape_that_was_measured_best_is_chosen_for_llama() -> None:
 @pytest.mark.parametrize("part", [H100_SXM, H200], ids=lambda part: part.name)
 @pytest.mark.parametrize("model", PRESETS)
 def test_every_preset_has_a_config(model: str, part: Any) -> None:
-    for qkv in ("rows", "split_k"):
-        for out in ("gather", "atomic"):
-            choice = choose(attention_block.trace(model, qkv=qkv, out=out), part)
-            assert choice.chosen.config == choice.config
-            assert choice.chosen.smem_bytes <= part.smem_budget(choice.config.ctas_per_sm)
+    for qkv, out in (("grid", "gather"), *product(("rows", "split_k"), ("gather", "atomic"))):
+        choice = choose(attention_block.trace(model, qkv=qkv, out=out), part)
+        assert choice.chosen.config == choice.config
+        assert choice.chosen.smem_bytes <= part.smem_budget(choice.config.ctas_per_sm)
 
 
 def test_heads_per_cluster_are_weighed() -> None:
@@ -237,7 +236,7 @@ def test_cluster_of_one_wins_where_an_exchange_costs_more_than_it_saves() -> Non
 
 def test_cluster_of_one_wins_where_heads_fill_the_part() -> None:
     many = replace(PRESETS["llama-2-7b"], hidden=8192, heads=128, kv_heads=128, head_dim=64, rotary_dim=64)
-    config = choose(attention_block.trace(many), H100_SXM).config
+    config = choose(attention_block.trace(many, qkv="rows"), H100_SXM).config
     assert (config.clusters, config.cluster_size) == (128, 1)
 
 
@@ -323,6 +322,13 @@ def test_given_splits() -> None:
         choose(LLAMA, H200, {"splits": 2})
     with pytest.raises(ConfigError, match="the config has splits=0, it must be a positive number"):
         choose(SPLIT, H200, {"splits": 0})
+
+
+def test_given_window() -> None:
+    """0 is no limit but the slots; what is not given, the model chooses."""
+    assert [choose(SPLIT, H200, {"window": window}).config.window for window in (0, 1, 5)] == [0, 1, 5]
+    with pytest.raises(ConfigError, match="the config has window=-1, it must be 0 or a positive number"):
+        choose(SPLIT, H200, {"window": -1})
 
 
 def test_splits_are_told_in_the_table() -> None:
@@ -437,7 +443,7 @@ def test_injected_shared_memory_decides_stages() -> None:
     choice = choose(LLAMA, H100_SXM, {"clusters": 32, "cluster_size": 2, "ctas_per_sm": 1}, smem_of=exact)
     assert choice.config.stages == 11  # (232448 - 50192) / 16384 = 11.1
     assert choice.chosen.smem_bytes == 11 * 16384 + 50_000 + 16 * 11
-    assert asked[-1] == choice.config
+    assert asked[-1].with_(window=choice.config.window) == choice.config
 
 
 def test_reasons_of_the_shared_memory_callable_are_kept() -> None:

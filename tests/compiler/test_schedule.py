@@ -170,7 +170,7 @@ def test_layout() -> None:
     assert [BARRIERS[n].offset for n in ("full", "empty", "mb_gather", "mb_softmax")] == [98304, 98352, 98400, 98408]
     assert buffer(PLAN, "part_o").offset == 98416
     assert buffer(PLAN, "part_o").bytes == 8 * 128 * 4  # one (o) per warp
-    assert buffer(PLAN, "wq_terms").bytes == 8 * 32 * 4
+    assert buffer(PLAN, "wq_terms").bytes == 8 * 3 * 32 * 4  # q, k and v: one loop eats the tiles of all three
     assert buffer(PLAN, "box_ml").bytes == 4 * 1 * 2 * 4
     assert PLAN.smem_bytes == max(b.offset + b.bytes for b in PLAN.buffers) == 104784
 

@@ -40,7 +40,7 @@ def test_rms_norm_by_hand() -> None:
 
 def test_attention_block_by_hand() -> None:
     """hidden 64, 8 query heads over 2 KV heads of 16, batch 1, 5 tokens, on 2 clusters of 4: 8 CTAs."""
-    traffic = counted({}, cf.Mesh(2, 4))
+    traffic = counted({"qkv": "rows"}, cf.Mesh(2, 4))
     assert traffic.weights == 2 * (64 + (8 + 2 + 2) * 16 * 64 + 64 * 8 * 16)
     tables = 2 * 8 * 4  # one row of cos and one of sin
     assert traffic.inputs == 2 * (64 + 64) + tables + 4 + 4
@@ -91,7 +91,7 @@ def test_llama_2_7b_needs_no_tensors() -> None:
 def test_more_ctas_than_rows(out: str) -> None:
     """64 output rows on 128 CTAs: half of them have none, and no row is computed twice."""
     model = cf.ModelConfig("tiny", 64, 8, 8, 16)
-    traffic = counted({"out": out}, cf.Mesh(8, 16), model=model)
+    traffic = counted({"qkv": "rows", "out": out}, cf.Mesh(8, 16), model=model)
     wo = 64 * 8 * 16 * 2
     qkv = 3 * 64 * 8 * 16 * 2
     assert traffic.l2_bytes == wo + qkv + traffic.kv_read + 128 * (64 * 2 + traffic.inputs)

@@ -104,13 +104,13 @@ def test_every_cluster_size_and_number_of_splits(ranks: int, splits: int) -> Non
 
 def test_a_grid_of_rows_has_no_atomic_output() -> None:
     with pytest.raises(cf.TraceError) as caught:
-        attention_block.trace(tiny(), qkv="grid", out="atomic")
-    assert str(caught.value) == "qkv='grid' does not go with out='atomic'.\n  remedy: choose out='gather', or another qkv."
+        attention_block.trace(tiny(), out="atomic")  # the default qkv is "grid"
+    assert str(caught.value) == "qkv='grid' does not go with out='atomic'.\n  remedy: choose out='gather', or qkv='rows' or 'split_k'."
 
 
 def test_only_one_dataflow_lets_clusters_share_a_head() -> None:
     with pytest.raises(cf.CfdslError) as caught:
-        cf.place(attention_block.trace(tiny()), cf.Mesh(4, 2, 2))
+        cf.place(attention_block.trace(tiny(), qkv="rows"), cf.Mesh(4, 2, 2))
     assert str(caught.value) == (
         "2 clusters share a unit, but attention_block has no attend(..., shard='tokens', across='all'): they would repeat its work.\n"
         "  remedy: use splits=1, or a dataflow that splits tokens over clusters (of attention_block: qkv='grid')."

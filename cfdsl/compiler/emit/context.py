@@ -64,7 +64,7 @@ def element(expr: Expr, i: str = "i") -> str:
     if expr.kind == "smem":
         return f"{expr.name}[{start}{index}]{'' if expr.dtype == 'f32' else '.to(Float32)'}"
     if expr.kind == "total":
-        return f"gemv.total({expr.name}, {i}, {expr.warps})"
+        return f"gemv.total({expr.name}, {start}{i}, {expr.warps})"
     if expr.kind == "var":
         return expr.name
     return _pointwise(expr, [element(arg, i) for arg in expr.args])

@@ -191,10 +191,11 @@ def _consumers(c: Context) -> list[str]:
             lines.append("cute.arch.griddepcontrol_wait()")
         if i == plan.early_steps and _has(plan, "grid_barrier"):
             lines.append("phase = grid.phase(ws_sync)")
+        made = emit_step(c, step)
         if step.src is not None and step.src != last:
-            lines.append(_comment(step))
+            lines.insert(len(lines) if made else -1, _comment(step))  # no code of its own: the call before does this line's work too
             last = step.src
-        lines += emit_step(c, step)
+        lines += made
     return lines
 
 

@@ -44,9 +44,12 @@ def _rms(c: Context, p: dict[str, Any]) -> Lines:
 
 
 def _gemv(c: Context, p: dict[str, Any]) -> Lines:
+    if p["first"]:
+        return []  # one call with the step before
     stream = c.plan.streams[p["stream"]]
     shape = c.rows(stream.name, p["tiles"])
-    count = tiles_of(c, p["tiles"])
+    together = [s.params["tiles"] for s in c.plan.steps if s.op == "gemv" and s.params["part"] == p["part"]]
+    count = tiles_of(c, p["tiles"]) if len(together) == 1 else sum(tiles.tiles for tiles in together)
     return [f"at = gemv.rows(smem, RING, at, frag.hold({p['value']}), {c.dtype(stream.name)}, {shape}, {count}, {p['part']})"]
 
 

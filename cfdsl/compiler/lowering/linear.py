@@ -7,7 +7,7 @@ from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles, tile_rows, warps_per_row
 from cfdsl.compiler.lowering.pointwise import Where, expression, fragment_var, through_view
-from cfdsl.compiler.lowering.values import Product
+from cfdsl.compiler.lowering.values import Product, leaf
 from cfdsl.dsl.graph import ITEMSIZE, Node
 from cfdsl.dsl.placement import Partial, Shard
 from cfdsl.errors import ConfigError, NotLowered, ShardDoesNotDivide
@@ -22,20 +22,30 @@ def lower_linear(b: Builder, node: Node) -> None:
     held = fragment_var(b, x, operand_place(b, node, x, tiles), tiles)
     rows = tiles.tiles * tiles.rows
     name = leaf(weight).attr("name")
-    part = b.buffer(f"{name}_terms", (tiles.warps_per_row, rows))
+    part, first = joined(b, held.name, tiles, rows) or (b.buffer(f"{name}_terms", (tiles.warps_per_row, rows)), 0)
     stream = b.stream_rows(node, name, tiles)
     b.step(
-        "gemv", f"{part} = {name}[{rows} rows of {tiles.cols}] . {held}", writes=(part,), src=node.src,
-        stream=stream, value=held.name, part=part, tiles=tiles,
+        "gemv", f"{part}[:, {first}:{first + rows}] = {name}[{rows} rows of {tiles.cols}] . {held}", writes=(part,), src=node.src,
+        joins=first > 0, stream=stream, value=held.name, part=part, tiles=tiles, first=first,
     )  # fmt: skip
-    b.values[node] = Product(part, tiles, rows, bias_expr(b, node, tiles))
+    b.values[node] = Product(part, tiles, rows, bias_expr(b, node, tiles), first)
 
 
-def leaf(weight: Node) -> Node:
-    """The stored weight under a weight's views."""
-    while weight.op != "weight":
-        weight = weight.args[0]
-    return weight
+def joined(b: Builder, value: str, tiles: RowTiles, rows: int) -> tuple[str, int] | None:
+    """The buffer of the product just before, widened, and this one's first row in it: if one loop can eat the tiles of both.
+
+    It can if they multiply the same fragment, tile their rows alike, and every CTA has all tiles of the first.
+    """
+    last = b.steps[-1]
+    if last.op != "gemv" or last.params["value"] != value:
+        return None
+    before: RowTiles = last.params["tiles"]
+    alike = (before.cols, before.rows, before.warps_per_row) == (tiles.cols, tiles.rows, tiles.warps_per_row)
+    if not alike or any(t.share is not None and not b.shares[t.share].even for t in (before, tiles)):
+        return None
+    part, first = last.params["part"], last.params["first"] + before.tiles * before.rows
+    b.buffers[part].shape = (tiles.warps_per_row, first + rows)
+    return part, first
 
 
 def weight_tiles(b: Builder, node: Node) -> RowTiles:

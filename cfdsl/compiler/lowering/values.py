@@ -7,20 +7,29 @@ from dataclasses import dataclass
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
+from cfdsl.dsl.graph import Node
+
+
+def leaf(weight: Node) -> Node:
+    """The stored weight under a weight's views."""
+    while weight.op != "weight":
+        weight = weight.args[0]
+    return weight
 
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix-vector product whose warps' terms are in `part` f32 (warps_per_row, rows); `bias` is added when they are summed."""
+    """A matrix-vector product: its warps' terms are rows `first` and on of `part` f32 (warps_per_row, ..); `bias` is added to their sum."""
 
     part: str
     tiles: RowTiles
     rows: int
     bias: Expr | None = None
+    first: int = 0
 
     @property
     def expr(self) -> Expr:
-        total = Expr("total", self.part, warps=self.tiles.warps_per_row)
+        total = Expr("total", self.part, Affine.of(self.first), warps=self.tiles.warps_per_row)
         return total if self.bias is None else Expr("add", args=(total, self.bias))
 
 
