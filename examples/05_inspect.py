@@ -56,7 +56,7 @@ def show_plan(kernel: cf.Kernel) -> None:
 def show_code(kernel: cf.Kernel) -> None:
     """From a line of the spec to the calls that came of it; then what the assembler made of them."""
     lines = kernel.source.splitlines()
-    first = next(number for number, line in enumerate(lines) if "# src" in line and "cluster_gather" in line)
+    first = next(number for number, line in enumerate(lines) if "# src" in line and "cluster_reduce_scatter" in line)
     print("Of the generated source, what became of one line of the spec:")
     print("\n".join(lines[first : first + 5]))
     loads = sum("UBLKCP" in line for line in kernel.sass.splitlines())

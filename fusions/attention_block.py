@@ -54,7 +54,7 @@ def attention_block(
     normed = cf.rms_norm(h, norm, m.norm_eps)
     if qkv == "grid":
         if out == "atomic":
-            raise cf.TraceError(problem="qkv='grid' does not go with out='atomic'", advice="choose out='gather', or qkv='rows' or 'split_k'")
+            raise cf.TraceError(problem="qkv='grid' does not go with out='atomic'", advice="take out='gather', or qkv 'rows' or 'split_k'")
         q = cf.linear(normed, wq, bq, shard="out")
         k = cf.linear(normed, wk, bk, shard="out")
         v = cf.linear(normed, wv, bv, shard="out")

@@ -218,6 +218,7 @@ def decode(
     scores = cute.make_rmem_tensor(shape.score_slots, Float32)
     even = cute.make_rmem_tensor((8, 2, 2), dtype)
     odd = cute.make_rmem_tensor((8, 2, 2), dtype)
+    odd.fill(0)  # with one tile, a round's second half works on these: masked, but zero times NaN is NaN
     # tiles per round, so that rounds start with the even registers
     at_once = cutlass.const_expr(2 if shape.ahead and shape.steps % 2 == 1 else 1)
     if cutlass.const_expr(shape.ahead):

@@ -59,8 +59,9 @@ def rows(
     lane = cta.lane()
     even = cute.make_rmem_tensor((8, cpl, per_warp), dtype)
     odd = cute.make_rmem_tensor((8, cpl, per_warp), dtype)
-    sums = cute.make_rmem_tensor(batch * per_warp, Float32)
-    mine = warp.index(lane, batch * per_warp)
+    rows_at_once = cutlass.const_expr(batch * per_warp)
+    sums = cute.make_rmem_tensor(rows_at_once, Float32)
+    few = cute.make_rmem_tensor(8, Float32)
     if tiles > 0:
         _fetch(smem, ring, at, dtype, shape, even)
     for first in cutlass.range(0, tiles, batch, unroll=1):
@@ -70,11 +71,15 @@ def rows(
                 _fetch(smem, ring, at + first + (u + 1), dtype, shape, then)
             for r in cutlass.range_constexpr(per_warp):
                 sums[u * per_warp + r] = _dot(now[(None, None, r)], x, cpl)
-        acc = warp.totals(sums, batch * per_warp)
-        tile = first + mine // per_warp
-        if (lane % (32 // (batch * per_warp)) == 0) & (tile < tiles):
-            row = tile * shape.rows + w // shape.warps_per_row + (mine % per_warp) * shape.row_groups
-            part[w % shape.warps_per_row, row] = acc
+        for some in cutlass.range_constexpr(0, rows_at_once, 8):
+            for v in cutlass.range_constexpr(8):
+                few[v] = sums[some + v] if some + v < rows_at_once else Float32(0.0)
+            acc = warp.totals(few, 8)
+            mine = some + warp.index(lane, 8)
+            tile = first + mine // per_warp
+            if (lane % 4 == 0) & (mine < rows_at_once) & (tile < tiles):
+                row = tile * shape.rows + w // shape.warps_per_row + (mine % per_warp) * shape.row_groups
+                part[w % shape.warps_per_row, row] = acc
     return at + tiles
 
 

@@ -57,6 +57,12 @@ def _shared(splits_of: dict[str, Any]) -> str:
     return f" ({splits_of['clusters'] // splits} groups of {splits} splits)" if splits > 1 else ""
 
 
+def _clusters(config: dict[str, Any]) -> str:
+    """In a table: the number of clusters, or groups x splits where clusters share units."""
+    splits = config["splits"]
+    return f"{config['clusters'] // splits} x {splits}" if splits > 1 else str(config["clusters"])
+
+
 def config_panel(config: dict[str, Any], choice: dict[str, Any]) -> Panel:
     """The chosen schedule, why, and the best of the others."""
     ring = config["ring"]
@@ -64,8 +70,9 @@ def config_panel(config: dict[str, Any], choice: dict[str, Any]) -> Panel:
     if ring:
         held = f"ring {ring['stages']} x {size(ring['stage_bytes'])} = {size(ring['bytes'])}, {plural(ring['window'], 'tile')} in flight"
     flags = [name for name in ("pdl", "multicast", "evict_first", "stamp_cluster") if config[name]]
+    clusters = f"{plural(config['clusters'], 'cluster')}{_shared(config)} of {config['cluster_size']}"
     facts = (
-        f"[bold]{plural(config['clusters'], 'cluster')}{_shared(config)} of {config['cluster_size']} = {plural(config['ctas'], 'CTA')}[/bold], "
+        f"[bold]{clusters} = {plural(config['ctas'], 'CTA')}[/bold], "
         f"{config['threads']} threads ({config['warps']} consumer warps), {held}, "
         f"{size(config['smem_bytes'])} shared memory per CTA, room for {plural(config['ctas_per_sm'], 'CTA')} per SM; "
         f"{', '.join(flags) or 'no flags'}"
@@ -88,11 +95,10 @@ def candidates(rows: list[dict[str, Any]]) -> Table:
     )
     for row in rows:
         c = row["config"]
-        clusters = f"{c['clusters'] // c['splits']} x {c['splits']}" if c["splits"] > 1 else str(c["clusters"])
         units, times = row["units_per_cluster"], (f"{row[name]:.1f}" for name in TIMES)
         cells = (
             "[green]*[/green]" if row["chosen"] else "",
-            f"{clusters} x {c['cluster_size']}",
+            f"{_clusters(c)} x {c['cluster_size']}",
             "-" if units is None else trim(units, 3),
             str(c["ctas_per_sm"]),
             f"{c['stages']} x {size(c['stage_bytes'])}" if (row["smem_bytes"] or 0) > c["stage_bytes"] else "-",
@@ -109,7 +115,7 @@ def refused_table(rows: list[dict[str, Any]]) -> Table:
     made = table(">clusters", ">size", ">stages", ">warps", ">CTAs/SM", "refused because")
     for row in rows:
         c = row["config"]
-        numbers = (c["clusters"], c["cluster_size"], c["stages"], c["warps"], c["ctas_per_sm"])
+        numbers = (_clusters(c), c["cluster_size"], c["stages"], c["warps"], c["ctas_per_sm"])
         made.add_row(*(str(number) for number in numbers), escape("\n".join(row["refused"])))
     return made
 

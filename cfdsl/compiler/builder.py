@@ -131,7 +131,8 @@ class Builder:
     ) -> int:  # fmt: skip
         """Append a step, with a `sync` before it if it reads what others wrote, or writes what others may still read.
 
-        `joins`: it continues what the step before writes, in another part of the buffer. `touches` are buffers that peers write during the step: they are only kept alive.
+        `joins`: it continues what the step before writes, in another part of the buffer. `touches` are buffers that peers write
+        during the step: they are only kept alive.
         """
         if (self.dirty & set(reads)) or ((self.dirty | self.seen) & set(writes) and not joins):
             self.sync()

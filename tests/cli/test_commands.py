@@ -121,7 +121,7 @@ def test_show_prints_stages(stage: str) -> None:
 
 @pytest.mark.compile
 @pytest.mark.parametrize("model", ["llama-2-7b", "llama-3.1-8b", "smollm2-135m"])
-@pytest.mark.parametrize("options", [(), ("-o", "qkv=split_k", "-o", "out=atomic")])
+@pytest.mark.parametrize("options", [(), ("-o", "qkv=rows"), ("-o", "qkv=split_k", "-o", "out=atomic")])
 def test_pictures_of_real_plans_show_all_exchanges_and_streams(model: str, options: tuple[str, ...], tmp_path: Path) -> None:
     from cfdsl.cli.build import lower_for
     from cfdsl.cli.request import resolve

@@ -93,7 +93,7 @@ def test_what_one_cta_reads_from_memory() -> None:
 
 
 def test_clusters_that_share_a_head_read_the_same_weights() -> None:
-    placed = cf.place(attention_block.trace("llama-3.1-8b"), cf.Mesh(16, 2))  # 8 KV heads, two clusters on each
+    placed = cf.place(attention_block.trace("llama-3.1-8b", qkv="rows"), cf.Mesh(16, 2))  # 8 KV heads, two clusters on each
     found = {read.name: read.share for node in placed.graph.nodes for read in reads_of(node, placed)}
     assert found["wk"] == "1/16"
     assert found["cache_k, cache_v"] == "1/16"

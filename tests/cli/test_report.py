@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
-from cfdsl.cli.report import candidate_record, choice_record, graph_record, refusals, traffic_record, why
+from cfdsl.cli.panels import config_panel, graph_panel
+from cfdsl.cli.report import candidate_record, choice_record, config_record, graph_record, refusals, traffic_record, why
 from cfdsl.compiler.cost import choose
 from cfdsl.compiler.parts import H100_SXM
+from cfdsl.compiler.schedule import schedule
 from cfdsl.dsl.interpret import count_traffic
 from cfdsl.dsl.place import place
 from cfdsl.dsl.placement import Mesh
@@ -52,8 +56,9 @@ def test_every_candidate_becomes_a_record() -> None:
 
 
 def test_graph_record_has_every_op_with_its_placement_and_line() -> None:
-    placed = place(attention_block.trace("llama-2-7b"), Mesh(32, 2))
+    placed = place(attention_block.trace("llama-2-7b", qkv="rows"), Mesh(32, 2))
     record = graph_record(placed)
+    assert record["mesh"] == {"clusters": 32, "ranks": 2, "splits": 1}
     ops = {op["op"]: op for op in record["ops"]}
     assert ops["cluster_gather"]["name"] == "q, k, v"
     assert ops["cluster_gather"]["placement"] == "[S(1), R]"
@@ -61,6 +66,22 @@ def test_graph_record_has_every_op_with_its_placement_and_line() -> None:
     assert [op["op"] for op in record["ops"] if op["exchange"]] == ["cluster_gather", "cluster_reduce_scatter", "grid_gather"]
     assert all("attention_block.py:" in op["line"] for op in record["ops"])
     assert {leaf["kind"] for leaf in record["leaves"]} == {"input", "weight", "kv_cache"}
+
+
+def test_splits_are_told_in_json_and_on_the_screen() -> None:
+    record = graph_record(place(attention_block.trace("llama-2-7b"), Mesh(64, 2, 2)))
+    assert record["mesh"] == {"clusters": 64, "ranks": 2, "splits": 2}
+    assert "Placed graph: 64 clusters (32 groups of 2 splits) of 2 ranks" in str(graph_panel(record).title)
+    choice = choose(attention_block.trace("llama-2-7b"), H100_SXM, {"clusters": 64, "cluster_size": 2, "splits": 2, "window": 3})
+    plan = schedule(place(attention_block.trace("llama-2-7b"), Mesh(64, 2, 2)), choice.config)
+    config = config_record(choice.config, plan)
+    assert (config["splits"], config["window"], config["ring"]["window"]) == (2, 3, 3)
+    screen = io.StringIO()
+    Console(width=200, file=screen).print(config_panel(config, choice_record(choice, {})))
+    text = screen.getvalue()
+    assert "64 clusters (32 groups of 2 splits) of 2 = 128 CTAs" in text
+    assert "3 tiles in flight" in text
+    assert "32 x 2 x 2" in text
 
 
 def test_traffic_of_llama_2_7b_by_hand() -> None:

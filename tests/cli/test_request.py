@@ -59,8 +59,8 @@ def test_a_part_that_is_named_is_taken() -> None:
 
 
 def test_only_fields_that_were_given_override() -> None:
-    request = resolve(fusion="rms_norm", model="llama-2-7b", cluster_size=4, pdl=False, warps=None)
-    assert request.overrides == {"cluster_size": 4, "pdl": False}
+    request = resolve(fusion="rms_norm", model="llama-2-7b", cluster_size=4, window=0, pdl=False, warps=None)
+    assert request.overrides == {"cluster_size": 4, "window": 0, "pdl": False}
 
 
 def test_fp16_is_f16() -> None:

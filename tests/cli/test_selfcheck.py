@@ -23,7 +23,7 @@ def test_a_large_model_is_scaled_down_and_the_result_says_so() -> None:
     assert found["note"].startswith(
         "Checked on a scaled-down model, to take seconds: hidden 256 for 4096, 2 query and 2 KV heads for 32 and 32;"
     )
-    assert found["mesh"] == {"clusters": 2, "ranks": 2}
+    assert found["mesh"] == {"clusters": 2, "ranks": 2, "splits": 1}
     assert set(found["errors"]) == {"y", "cache_k", "cache_v"}
 
 

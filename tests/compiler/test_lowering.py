@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -260,6 +261,25 @@ def test_all_dataflows_and_meshes_pass_the_checks(model: str, layout: str) -> No
                     except REFUSALS:
                         continue
     assert lowered >= 20
+
+
+@pytest.mark.parametrize("model", sorted(cf.PRESETS))
+@pytest.mark.parametrize("layout", ["bhtd", "bthd"])
+def test_the_default_dataflow_passes_the_checks_on_all_meshes(model: str, layout: str) -> None:
+    """Rows over the grid, with up to 8 clusters for a group of heads."""
+    m = cf.PRESETS[model]
+    lowered = 0
+    for ranks, splits, groups in product((1, 2, 4, 8, 16), (1, 2, 3, 8), sorted({1, m.kv_heads // 2 or 1, m.kv_heads})):
+        if ranks * splits * groups > 132:
+            continue  # not resident
+        try:
+            plan = block(model, groups * splits, ranks, "grid", layout=layout, splits=splits, stages=2, ctas_per_sm=1)
+            check(plan, H100_SXM)
+        except REFUSALS:
+            continue
+        assert sum(step.op == "grid_barrier" for step in plan.steps) == 2
+        lowered += 1
+    assert lowered >= 15
 
 
 REFUSALS = (ConfigError, NotLowered, ShardDoesNotDivide, ClustersDoNotDivide, SharedMemoryExceeded, NotResident)

@@ -97,7 +97,7 @@ def test_inspect(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert "moves 201,376,264 bytes of device memory: 134,225,920 of weights" in out  # 4 x 4096 x 4096 x 2 and the norm's 4096 x 2
     assert "67,108,864 of cache. At 3,150 GB/s that takes 63.9 us" in out  # 4096 tokens x 2 x 32 x 128 x 2
     assert re.search(r"SASS: [1-9]\d* bulk copy instructions", out)
-    assert re.search(r"^ +cluster_gather\.push\(", out, re.MULTILINE)
+    assert re.search(r"^ +cluster_reduce\.scatter\(", out, re.MULTILINE)
 
 
 @given(

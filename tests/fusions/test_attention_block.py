@@ -105,7 +105,7 @@ def test_every_cluster_size_and_number_of_splits(ranks: int, splits: int) -> Non
 def test_a_grid_of_rows_has_no_atomic_output() -> None:
     with pytest.raises(cf.TraceError) as caught:
         attention_block.trace(tiny(), out="atomic")  # the default qkv is "grid"
-    assert str(caught.value) == "qkv='grid' does not go with out='atomic'.\n  remedy: choose out='gather', or qkv='rows' or 'split_k'."
+    assert str(caught.value) == "qkv='grid' does not go with out='atomic'.\n  remedy: take out='gather', or qkv 'rows' or 'split_k'."
 
 
 def test_only_one_dataflow_lets_clusters_share_a_head() -> None:

@@ -161,7 +161,7 @@ def grid_exchange(
     grid.publish(ws, mine, PUBLISHED, RUN, RUN * ctas, Int32(block * RUN), THREADS)
     if t < PUBLISHED:  # by the last warp
         grid.add(acc, t, mine[t])
-    grid.barrier(sync, counted, WARPS)
+    grid.barrier(sync, grid.phase(sync), counted, WARPS)
     for i in cutlass.range(t, total, THREADS, unroll=1):
         out[block, i] = cute.arch.load(ws.iterator + i, Float32, sem="relaxed", scope="gpu")
     if cta.thread() < PUBLISHED:
@@ -216,7 +216,7 @@ def split_softmax(
     attention.store_terms(
         ws_o, ws_ml, dst, merged, heads, block, dim, SPLIT_GROUPS * heads, cluster % splits, cluster // splits * heads, rank, THREADS
     )
-    grid.barrier(sync, SPLIT_GROUPS * splits * ranks, WARPS)
+    grid.barrier(sync, grid.phase(sync), SPLIT_GROUPS * splits * ranks, WARPS)
     value = attention.load_terms(ws_o, ws_ml, splits, SPLIT_GROUPS * heads, dim, shape)
     frag.store(out, value, shape, cta_index * SPLIT_GROUPS * n)
     harness.leave()

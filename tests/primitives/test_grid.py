@@ -16,8 +16,8 @@ def test_one_release_add_acquire_polls_and_a_reduction_without_an_answer() -> No
     ptx_has(
         cases.GRID_CASE.program,
         {
-            "atom.global.release.add.u32": 1, "ld.acquire.gpu.global.b32": 1, "red.relaxed.gpu.global.add.f32": 1,
-            "fence.acq_rel.gpu": 2, "atom.global.or.b32": 1,
+            "red.release.gpu.global.add.s32": 1, "ld.acquire.gpu.global.b32": 1, "red.relaxed.gpu.global.add.f32": 1,
+            "fence.acq_rel.gpu": 0, "atom.global.or.b32": 1,
         },
     )  # fmt: skip
 

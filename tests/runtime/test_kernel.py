@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from cfdsl.errors import ColdCompileInCapture, NoTarget, NotResident, UnknownOption, UnknownPart
+from cfdsl.errors import ArgumentError, CacheFull, ColdCompileInCapture, Errors, NoTarget, NotResident, UnknownOption, UnknownPart
 from cfdsl.runtime import DamagedCacheEntry, build, compile, device, from_lowered
+from cfdsl.runtime.arguments import argument_errors
 from cfdsl.runtime.kernel import STATUS
 
 
@@ -105,13 +107,43 @@ def test_clusters_without_room_are_refused_before_launch(
 @pytest.mark.compile
 def test_status_words(lower: Callable[..., Any], own_cache: Path) -> None:
     kernel = from_lowered(lower())
-    words = torch.zeros(8, dtype=torch.int32)
-    kernel._workspaces[0] = (words,)
+    words, sums = torch.zeros(8, dtype=torch.int32), torch.ones(16)
+    kernel._workspaces[0] = (words, sums)
     assert kernel.status() == ()
-    words[1] = 0b101
+    words[0], words[1] = 77, 0b101  # a barrier that some have given up on
     assert kernel.status() == (STATUS[0], STATUS[2])
+    assert int(words[0]) == 77
     assert kernel.status(clear=True) == (STATUS[0], STATUS[2])
     assert kernel.status() == ()
+    assert not words.any()
+    assert not sums.any()
+
+
+@pytest.mark.compile
+def test_check_tells_arguments_and_contents_together(
+    lower: Callable[..., Any], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = from_lowered(lower())
+    bf16 = torch.bfloat16
+    room = torch.zeros(128, dtype=bf16)
+    w = room[-room.data_ptr() % 128 // 2 :][:64]  # from an address that is a multiple of 128
+    tensors = {"x": torch.zeros(1, 64, dtype=bf16), "w": w, "cache_k": torch.zeros(1, 2, 3, 64, dtype=bf16)}
+    tensors["y"] = torch.zeros(1, 64, dtype=bf16)
+    with pytest.raises(Errors, match="4 mistakes"):  # none is on a cuda device
+        kernel.check(**tensors)
+    monkeypatch.setattr("cfdsl.runtime.kernel.argument_errors", partial(argument_errors, device_type="cpu"))
+    kernel.check(**tensors)
+    seen: list[set[str]] = []
+
+    def full(plan: Any, sound: dict[str, torch.Tensor]) -> list[CacheFull]:
+        seen.append(set(sound))
+        return [CacheFull(cache="cache", length=3, capacity=3)]
+
+    monkeypatch.setattr("cfdsl.runtime.kernel.content_errors", full)
+    with pytest.raises(Errors) as caught:
+        kernel.check(tensors["x"], w[:32], cache_k=tensors["cache_k"], y=tensors["y"])
+    assert [type(error) for error in caught.value.errors] == [ArgumentError, CacheFull]
+    assert seen == [{"x", "cache_k", "y"}]  # what is wrong in itself is not read
 
 
 FUSION = SimpleNamespace(name="scale", options={"qkv": "rows"})
@@ -126,8 +158,11 @@ def test_without_a_gpu_a_part_must_be_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_unknown_part_and_unknown_settings() -> None:
     with pytest.raises(UnknownPart, match="h100-sxm"):
         compile(FUSION, "llama-2-7b", part="h1000")
-    with pytest.raises(UnknownOption, match="the fusion scale has no option cluster_sise=4.*\n.*qkv, clusters, cluster_size"):
+    says = "the fusion scale has no option cluster_sise=4.*\n.*options are: qkv; fields of the config are: clusters, cluster_size, "
+    with pytest.raises(UnknownOption, match=says):
         compile(FUSION, "llama-2-7b", part="h100-sxm", cluster_sise=4)
+    with pytest.raises(Errors, match="2 mistakes"):
+        compile(FUSION, "llama-2-7b", part="h100-sxm", cluster_sise=4, kvq="rows")
 
 
 def test_settings_are_dealt_out_to_options_and_config(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import cfdsl as cf
-from cfdsl.errors import ArgumentError, ColdCompileInCapture, Errors
+from cfdsl.errors import ArgumentError, CacheFull, ColdCompileInCapture, Errors, LengthOutOfRange
 from cfdsl.runtime.kernel import STATUS, Kernel
 from fusions.attention_block import attention_block
 from fusions.rms_norm import rms_norm
@@ -62,9 +62,11 @@ def test_rms_norm(dtype: str) -> None:
     check(rms_norm, cf.compile(rms_norm, MODEL, dtype=dtype), inputs(rms_norm, dtype=dtype), dtype)
 
 
+@pytest.mark.parametrize("qkv", ["grid", "rows"])
 @pytest.mark.parametrize("length", [0, 1, 37, 300, CAPACITY - 1])
-def test_attention_block(dtype: str, length: int) -> None:
-    check(attention_block, cf.compile(attention_block, MODEL, dtype=dtype), inputs(attention_block, dtype=dtype, length=length), dtype)
+def test_attention_block(dtype: str, length: int, qkv: str) -> None:
+    kernel = cf.compile(attention_block, MODEL, dtype=dtype, qkv=qkv)
+    check(attention_block, kernel, inputs(attention_block, dtype=dtype, length=length), dtype)
 
 
 def test_arguments_in_order_and_by_name_are_the_same_call(block: Kernel) -> None:
@@ -252,6 +254,31 @@ def test_a_length_out_of_range_is_clamped_and_flagged_and_leaves_the_cache_whole
     assert error(tensors["y"], want["y"]) <= LIMIT["bf16"]
     for name, (buffer, before) in guard.items():
         assert torch.equal(buffer, before), f"{name} must stay as it was: no index to store a token at"
+
+
+def test_check_tells_lengths_before_a_call(block: Kernel) -> None:
+    tensors = inputs(attention_block, length=CAPACITY - 1)
+    block.check(**tensors)
+    tensors["length"].fill_(CAPACITY)
+    with pytest.raises(CacheFull, match=f"it holds {CAPACITY} of {CAPACITY} tokens"):
+        block.check(**tensors)
+    tensors["length"].fill_(-1)
+    with pytest.raises(LengthOutOfRange, match="argument 'length' is -1"):
+        block.check(**tensors)
+    assert tensors["y"].isnan().all()
+
+
+def test_a_cleared_workspace_works_whatever_a_time_out_left_in_it(block: Kernel) -> None:
+    tensors = inputs(attention_block)
+    want = attention_block.reference(cf.models.resolve(MODEL), tensors, "f64")["y"]
+    block(**tensors)
+    for workspaces in block._workspaces.values():
+        workspaces[0][0] = 12345  # a barrier in which some have arrived
+        workspaces[0][1] = 4
+    assert block.status(clear=True) == (STATUS[2],)
+    block(**tensors)
+    assert block.status() == ()
+    assert error(tensors["y"], want) <= LIMIT["bf16"]
 
 
 def test_the_device_is_a_known_part_and_its_driver_says_what_it_holds() -> None:

@@ -21,7 +21,7 @@ COPY = r"cp\.async\.bulk\.shared::cluster\.global\.mbarrier::complete_tx::bytes\
 
 def ptx_of(folder: Path, cluster_size: int, **overrides: Any) -> str:
     fixed = {"cluster_size": cluster_size, "multicast": True, **overrides}
-    lowered = lower(attention_block, resolve("smollm2-135m"), 1, "bf16", PARTS["h100-sxm"], fixed)
+    lowered = lower(attention_block, resolve("smollm2-135m"), 1, "bf16", PARTS["h100-sxm"], fixed, {"qkv": "rows"})
     path = folder / f"{folder.name}.py"  # modules are told apart by file name
     path.write_text(lowered.source)
     return toolchain.build(path, lowered.plan, "sm_90a", "attention_block").ptx.decode()

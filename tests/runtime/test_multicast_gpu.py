@@ -20,9 +20,10 @@ OUTPUTS = ("y", "cache_k", "cache_v")
 
 def pair(model: str, cluster_size: int, dtype: str = "bf16", **how: Any) -> tuple[Kernel, Kernel]:
     """The same kernel with and without multicast: all other fields of the config that bits could depend on are equal."""
+    how = {"qkv": "rows", **how}
     shared = cf.compile(attention_block, model, dtype=dtype, cluster_size=cluster_size, multicast=True, **how)
     assert any(exchange.algorithm == "multicast" for exchange in shared.plan.exchanges)
-    fixed = {name: getattr(shared.config, name) for name in ("clusters", "ctas_per_sm", "stages", "stage_bytes", "warps")}
+    fixed = {name: getattr(shared.config, name) for name in ("clusters", "ctas_per_sm", "stages", "stage_bytes", "window", "warps")}
     plain = cf.compile(attention_block, model, dtype=dtype, cluster_size=cluster_size, multicast=False, **{**fixed, **how})
     return shared, plain
 
