@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int16, Int32
+from cutlass import Int32
 
 from primitives import cta, stream
 
@@ -19,12 +19,9 @@ def copy_to_all(dst: cute.Pointer, src: cute.Pointer, nbytes: Int32, mbar: cute.
 
     `dst` and `mbar` are local addresses; every rank, this one included, gets the bytes counted on its own barrier at `mbar`'s offset.
     """
-    everybody = (1 << ranks) - 1
-    signed = everybody - (1 << 16) if everybody >= 1 << 15 else everybody
-    cute.arch.inline_ptx(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [{$r0}], [{$r1}], {$r2}, [{$r3}], {$r4};",
-        read_only_args=[dst.toint(), src.toint(), Int32(nbytes), mbar.toint(), Int16(signed)],
-    )
+    everybody = (1 << ranks) - 1  # written out: as an Int16 operand, 16 ranks would be -1, which some ptxas refuse
+    code = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [{$r0}], [{$r1}], {$r2}, [{$r3}], "
+    cute.arch.inline_ptx(f"{code}{everybody};", read_only_args=[dst.toint(), src.toint(), Int32(nbytes), mbar.toint()])
 
 
 @cute.jit

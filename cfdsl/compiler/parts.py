@@ -38,8 +38,10 @@ class Timing:
     block_phase_us: float = 0.35  # a sum over a CTA's warps through shared memory: two barriers and a pass over the terms
     global_round_us: float = 0.65  # reading what another SM has just written
     skew_us: float = 1.4  # from the first CTA to finish a phase of streaming to the last
-    # Not measured yet. How much longer a launch takes (below 0: shorter) if the inputs that a cluster shares come by multicast, with the
-    # same ring. While it is None, multicast is used only where it is asked for, and its pause is taken to be that of one push to a peer.
+    # How much longer a launch takes (below 0: shorter) if the inputs that a cluster shares come by multicast, with the same ring. Measured
+    # on an H200, 2026-11-23, Llama-2-7B attention block, qkv="rows", 32 clusters of 4, ring of 5, twice each: 43.7 and 43.2 us without,
+    # 42.8 and 42.6 with, at 1024 tokens; 57.1 and 55.8 without, 55.8 and 56.3 with, at 4096. That is within the spread of one
+    # config, and the landing places cost a ring stage: so None, and multicast is used only where it is asked for.
     multicast_us: float | None = None
 
 
