@@ -90,6 +90,21 @@ def push_lse(stats: cute.Tensor, box: cute.Tensor, heads: cutlass.Constexpr, mba
 
 
 @cute.jit
+def _merged(outs: cute.Tensor, stats: cute.Tensor, i: Int32, h: Int32, ranks: cutlass.Constexpr):
+    """(m, l, o) of element `i`, in head `h`, from the terms of all ranks, in rank order."""
+    top = stats[0, h, 0]
+    for p in cutlass.range_constexpr(1, ranks):
+        top = cute.arch.fmax(top, stats[p, h, 0])
+    total = Float32(0.0)
+    acc = Float32(0.0)
+    for p in cutlass.range_constexpr(ranks):
+        scale = cute.math.exp2(stats[p, h, 0] - top, fastmath=True)
+        total += scale * stats[p, h, 1]
+        acc += scale * outs[p, i]
+    return top, total, acc
+
+
+@cute.jit
 def combine_lse(
     outs: cute.Tensor, stats: cute.Tensor, dst: cute.Tensor, heads: cutlass.Constexpr, block: cutlass.Constexpr,
     ranks: cutlass.Constexpr, threads: cutlass.Constexpr,
@@ -102,16 +117,7 @@ def combine_lse(
     With M the maximum of the ranks' maxima m_p (base-2 logarithms), dst = sum_p 2^(m_p - M) o_p / sum_p 2^(m_p - M) l_p, in rank order.
     """
     for i in cutlass.range(cta.thread(), heads * block, threads, unroll=1):
-        h = i // block
-        top = stats[0, h, 0]
-        for p in cutlass.range_constexpr(1, ranks):
-            top = cute.arch.fmax(top, stats[p, h, 0])
-        total = Float32(0.0)
-        acc = Float32(0.0)
-        for p in cutlass.range_constexpr(ranks):
-            scale = cute.math.exp2(stats[p, h, 0] - top, fastmath=True)
-            total += scale * stats[p, h, 1]
-            acc += scale * outs[p, i]
+        _, total, acc = _merged(outs, stats, i, i // block, ranks)
         dst[i] = acc / total
 
 
@@ -126,15 +132,7 @@ def merge_lse(
     """
     for i in cutlass.range(cta.thread(), heads * block, threads, unroll=1):
         h = i // block
-        top = stats[0, h, 0]
-        for p in cutlass.range_constexpr(1, ranks):
-            top = cute.arch.fmax(top, stats[p, h, 0])
-        total = Float32(0.0)
-        acc = Float32(0.0)
-        for p in cutlass.range_constexpr(ranks):
-            scale = cute.math.exp2(stats[p, h, 0] - top, fastmath=True)
-            total += scale * stats[p, h, 1]
-            acc += scale * outs[p, i]
+        top, total, acc = _merged(outs, stats, i, h, ranks)
         dst[i] = acc
         if i % block == 0:
             dst_stats[h, 0] = top

@@ -22,18 +22,26 @@ class Run:
         return self.end - self.begin
 
 
-def tiles_of(stream: Stream, ranks: int, kv_len: int) -> int:
-    """Tiles of the busiest CTA; where the plan leaves them to the KV length, for `kv_len` tokens split over the ranks."""
+def tiles_of(stream: Stream, holders: int, kv_len: int) -> int:
+    """Tiles of the busiest CTA; where the plan leaves them to the KV length, for `kv_len` tokens dealt to `holders` CTAs by tiles."""
     if stream.tiles is not None:
         return stream.tiles
-    return math.ceil(math.ceil(kv_len / ranks) / stream.rows) * max(stream.blocks, 1)
+    return math.ceil(math.ceil(kv_len / stream.rows) / holders) * max(stream.blocks, 1)
+
+
+def holders_of(index: int, plan: KernelPlan) -> int:
+    """How many CTAs share the tokens of a stream: the ranks of a cluster, times the clusters that split a unit's tokens."""
+    for step in plan.steps:
+        if stream_of(step, plan) == index:
+            return int(step.params.get("splits", 1)) * (plan.mesh.ranks if step.params.get("sharded", True) else 1)
+    return plan.mesh.ranks
 
 
 def runs(plan: KernelPlan, kv_len: int) -> tuple[Run, ...]:
     """The load stream of the busiest CTA for a cache of `kv_len` tokens."""
     found, at = [], 0
-    for stream in plan.streams:
-        tiles = tiles_of(stream, plan.mesh.ranks, kv_len)
+    for index, stream in enumerate(plan.streams):
+        tiles = tiles_of(stream, holders_of(index, plan), kv_len)
         found.append(Run(stream, tiles, at, at + tiles * stream.tile_bytes))
         at = found[-1].end
     return tuple(found)

@@ -3,6 +3,10 @@ from __future__ import annotations
 import handmade
 
 from cfdsl.cli.timeline import runs, stream_of, tiles_of
+from cfdsl.compiler.parts import part_named
+from cfdsl.compiler.stages import lower
+from cfdsl.models import resolve
+from fusions import find
 
 
 def test_the_load_stream_adds_up() -> None:
@@ -25,3 +29,10 @@ def test_steps_name_their_stream() -> None:
     eaten = [stream_of(step, plan) for step in plan.steps]
     assert [index for index in eaten if index is not None] == [0, 1, 2, 3, 4]
     assert eaten[0] is None
+
+
+def test_clusters_that_split_tokens_share_the_tiles() -> None:
+    shape = {"clusters": 64, "cluster_size": 2, "splits": 2}
+    plan = lower(find("attention_block"), resolve("llama-2-7b"), 1, "bf16", part_named("h200"), shape).plan
+    kv = next(run for run in runs(plan, 4096) if run.stream.tiles is None)
+    assert kv.tiles == 4096 // 32 // (2 * 2)  # 32 tokens to a tile, 2 splits of 2 ranks

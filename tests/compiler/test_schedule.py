@@ -133,6 +133,16 @@ def test_bytes_of_the_exchanges() -> None:
     assert (grid.payload, grid.received_bytes, grid.barrier) == (32 * 4, 4096 * 4, None)
 
 
+def test_values_that_go_through_memory_together_are_one_exchange() -> None:
+    plan = block("llama-2-7b", 64, 2, splits=2, qkv="grid")
+    gather, _, reduce = plan.exchanges
+    assert gather.values == ("ws_gather", "ws_gather2", "ws_gather3")
+    assert gather.sent_bytes == 3 * 32 * 4  # 4096 rows of q, k and v each, over 128 CTAs
+    assert gather.received_bytes == 3 * 4096 * 4
+    assert reduce.sent_bytes == (64 + 2) * 4  # half a head's outputs, and its maximum and sum
+    assert reduce.received_bytes == 2 * 32 * (128 + 2) * 4
+
+
 def test_bytes_of_the_papers_exchanges() -> None:
     plan = block(qkv="split_k", out="atomic")
     armed = {b.name: b.tx_bytes for b in plan.barriers if b.kind == "exchange"}

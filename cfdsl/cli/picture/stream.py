@@ -51,7 +51,9 @@ class StreamPicture:
         end = self.x(min(ring.bytes, self.total))
         self.canvas.path(f"M{self.x0},{y + 18} v-7 H{end:.1f} v7", INK, 1.3)
         self.canvas.text(LEFT, y + 15, "ring, to scale", 11.5, MUTED, 600)
-        text = f"in flight at once: {ring.stages} slots × {size(ring.stage_bytes)} = {size(ring.bytes)}"
+        text = f"{ring.stages} slots × {size(ring.stage_bytes)} = {size(ring.bytes)}"
+        if 0 < ring.window < ring.stages:
+            text += f", {ring.window} in flight at once"
         self.canvas.text(end + 8, y + 15, text, 11.5, INK)
 
     def _lane(self, y: float, title: str, detail: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from math import prod
 
 from cfdsl.compiler.builder import Builder
@@ -15,16 +16,19 @@ from cfdsl.errors import NotLowered
 
 def lower_grid_gather(b: Builder, node: Node) -> None:
     """Each holder stores its slice to a workspace; one grid barrier; then everybody may read all of it."""
+    moved = _Moved()
     for i, arg in enumerate(node.args):
         size = prod(int(dim) for dim in arg.type.shape)
         workspace = b.workspace("ws_gather", (size,), "f32")
         stored = store(b, arg, workspace)
         b.values[(node, i)] = Shared(workspace, size)
-        _barrier_exchange(b, node, "gather", None, "grid_barrier", workspace, stored * 4, size * 4, last=i == len(node.args) - 1)
+        moved.add(workspace, stored * 4, size * 4)
+    _barrier_exchange(b, node, "gather", None, "grid_barrier", moved)
 
 
 def lower_grid_reduce(b: Builder, node: Node) -> None:
     """Softmax terms of clusters that split tokens: each stores its term; one grid barrier; whoever reads combines them in order."""
+    moved = _Moved()
     for i, arg in enumerate(node.args):
         value = b.values.get(arg)
         if b.placed.of(arg).split == R:
@@ -41,12 +45,13 @@ def lower_grid_reduce(b: Builder, node: Node) -> None:
             all_heads=heads, head0=b.grid_offset(heads, 1),
         )  # fmt: skip
         b.values[(node, i)] = SharedTerms(outs, stats, b.splits, heads, dim)
-        sent, received = (value.heads * value.dim + 2 * value.heads) * 4, b.splits * heads * (dim + 2) * 4
-        _barrier_exchange(b, node, "reduce", "lse", "grid_barrier", outs, sent, received, last=i == len(node.args) - 1)
+        moved.add(outs, (value.heads * value.dim + 2 * value.heads) * 4, b.splits * heads * (dim + 2) * 4)
+    _barrier_exchange(b, node, "reduce", "lse", "grid_barrier", moved)
 
 
 def lower_grid_reduce_scatter(b: Builder, node: Node) -> None:
     """Each cluster adds its terms to a zeroed workspace with atomics; one grid barrier; each CTA reads its rows and zeroes them."""
+    moved = _Moved()
     for i, arg in enumerate(node.args):
         value = b.values.get(arg)
         if not isinstance(value, Product) or node.attr("dim") != len(arg.type.shape) - 1:
@@ -60,18 +65,29 @@ def lower_grid_reduce_scatter(b: Builder, node: Node) -> None:
         share = share_of(b, size)
         b.values[(node, i)] = Shared(workspace, size, share)
         b.clears.append((workspace, share))
-        sent, received = value.rows * 4, b.shares[share].most * 4
-        _barrier_exchange(b, node, "reduce_scatter", "sum", "atomic", workspace, sent, received, last=i == len(node.args) - 1)
+        moved.add(workspace, value.rows * 4, b.shares[share].most * 4)
+    _barrier_exchange(b, node, "reduce_scatter", "sum", "atomic", moved)
 
 
-def _barrier_exchange(
-    b: Builder, node: Node, op: str, monoid: str | None, algorithm: str, workspace: str, sent: int, received: int, last: bool
-) -> None:
-    step = len(b.steps)
-    if last:
-        step = b.step("grid_barrier", f"every CTA sees {workspace}", src=node.src)
-        b.dirty.clear()
-        b.seen.clear()
-    b.exchanges.append(
-        Exchange(f"{node.op}:{workspace}", "grid", op, monoid, algorithm, (workspace,), sent, sent, received, None, step, node.src)
-    )
+@dataclass
+class _Moved:
+    """What one exchange through global memory moves, for all its values: workspaces, bytes a rank writes, and bytes it reads back."""
+
+    workspaces: list[str] = field(default_factory=list)
+    sent: int = 0
+    received: int = 0
+
+    def add(self, workspace: str, sent: int, received: int) -> None:
+        self.workspaces.append(workspace)
+        self.sent += sent
+        self.received += received
+
+
+def _barrier_exchange(b: Builder, node: Node, op: str, monoid: str | None, algorithm: str, moved: _Moved) -> None:
+    """One grid barrier after all values are stored: then every CTA sees them."""
+    values = tuple(moved.workspaces)
+    step = b.step("grid_barrier", f"every CTA sees {', '.join(values)}", src=node.src)
+    b.dirty.clear()
+    b.seen.clear()
+    name = f"{node.op}:{','.join(values)}"
+    b.exchanges.append(Exchange(name, "grid", op, monoid, algorithm, values, moved.sent, moved.sent, moved.received, None, step, node.src))
