@@ -19,22 +19,6 @@ def total(value: Float32, width: cutlass.Constexpr = 32) -> Float32:
 
 
 @cute.jit
-def total_pair(a: Float32, b: Float32) -> Float32:
-    """Two sums over the warp for little more than the price of one: lanes 0-15 get the sum of `a`, lanes 16-31 that of `b`.
-
-    All 32 lanes call it. The first exchange hands each half-warp the other half's terms of the value it keeps; five shuffles instead
-    of ten.
-    """
-    upper = cute.arch.lane_idx() >= Int32(16)
-    keep = a
-    send = b
-    if upper:
-        keep = b
-        send = a
-    return total(keep + cute.arch.shuffle_sync_bfly(send, 16), 16)
-
-
-@cute.jit
 def totals(values: cute.Tensor, n: cutlass.Constexpr, width: cutlass.Constexpr = 32) -> Float32:
     """`n` sums over each aligned group of `width` lanes at once: every lane returns the sum of `values[index(lane, n, width)]`.
 

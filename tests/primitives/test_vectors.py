@@ -13,7 +13,8 @@ RAGGED = "fragment 8 warps a row, ragged"
 @pytest.mark.compile
 def test_warp_sums_are_butterflies() -> None:
     program = cases.by_name()["warp"].program
-    ptx_has(program, {"shfl.sync.bfly.b32": 15 + 5})  # widths 2 to 32 one by one; a pair of sums for the price of one
+    # widths 2 to 32 one by one; then n sums at once: n - 1 exchanges while values are handed over, log2(width / n) after
+    ptx_has(program, {"shfl.sync.bfly.b32": 15 + (1 + 2) + (3 + 2) + (7 + 1) + (7 + 2) + 31})
     no_local_memory(program)
 
 

@@ -11,15 +11,21 @@ from harness import THREADS, WARPS
 from primitives import cta, frag, kv, pointwise, rmsnorm, rope, warp
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
+TOGETHER = ((2, 8), (4, 16), (8, 16), (8, 32), (32, 32))  # sums at once, lanes in a group
 
 
 @cute.kernel
 def warp_sums(late: cute.Tensor, a: cute.Tensor, b: cute.Tensor, out: cute.Tensor):
-    """out (7, 32): `total` of a (32,) over groups of each of WIDTHS lanes, then `total_pair` of a and b."""
+    """out (11, 32): `total` of a (32,) over groups of each of WIDTHS lanes, then `totals` of a + v * b for v = 0, 1, ... for TOGETHER."""
     lane = cta.lane()
     for i in cutlass.range_constexpr(len(WIDTHS)):
         out[i, lane] = warp.total(a[lane], WIDTHS[i])
-    out[len(WIDTHS), lane] = warp.total_pair(a[lane], b[lane])
+    for i in cutlass.range_constexpr(len(TOGETHER)):
+        n, width = TOGETHER[i]
+        values = cute.make_rmem_tensor(n, Float32)
+        for v in cutlass.range_constexpr(n):
+            values[v] = a[lane] + v * b[lane]
+        out[len(WIDTHS) + i, lane] = warp.totals(values, n, width)
 
 
 @cute.kernel
