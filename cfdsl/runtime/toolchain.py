@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -97,6 +98,18 @@ def primitives_fingerprint() -> str:
     return whole.hexdigest()
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Tracing makes some hundred thousand objects and drops few: walking them over and over takes a tenth of a compilation."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def build(path: Path, plan: KernelPlan, arch: str, symbol: str) -> Built:
     """Compile the generated file `path` for `arch` into an object whose function is called `symbol`. CompileFailed on any error.
 
@@ -106,7 +119,8 @@ def build(path: Path, plan: KernelPlan, arch: str, symbol: str) -> Built:
     with _compiling, tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()) as log:
         default_arch(arch)
         try:
-            compiled = _compile(path, plan, arch, folder)
+            with _no_collection():
+                compiled = _compile(path, plan, arch, folder)
             compiled.export_to_c(f"{folder}/kernel.o", symbol)
         except Exception as error:
             sys.__stderr__ and print(log.getvalue(), end="", file=sys.__stderr__)
