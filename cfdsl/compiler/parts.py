@@ -34,7 +34,7 @@ class Timing:
     # Fitted to 32 KB in flight on each of 132 SMs: 3.0 of 3.15 TB/s, where 48 KB is enough. See `estimate.flight_share`.
     flight_us: float = 0.44
     latency_us: float = 1.0  # from asking memory under load until a stage has landed: what must be in flight is rate x latency
-    # Fitted together to the prototype attention block: 55.6, 72.3 and 138.3 us at 1024, 4096 and 16384 tokens.
+    # Fitted together to a hand-written attention block on that H100: 55.6, 72.3 and 138.3 us at 1024, 4096 and 16384 tokens.
     block_phase_us: float = 0.35  # a sum over a CTA's warps through shared memory: two barriers and a pass over the terms
     global_round_us: float = 0.65  # reading what another SM has just written
     skew_us: float = 1.4  # from the first CTA to finish a phase of streaming to the last

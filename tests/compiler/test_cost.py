@@ -147,7 +147,7 @@ def test_pauses_between_streams_add_up() -> None:
 
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize(("tokens", "measured_us"), [(1024, 55.6), (4096, 72.3), (16384, 138.3)])
-def test_prototype_anchors(ranks: int, tokens: int, measured_us: float) -> None:
+def test_measured_anchors(ranks: int, tokens: int, measured_us: float) -> None:
     """Measured on an H100: the hand-written attention block with 32 clusters, 6 stages, two CTAs per SM, PDL."""
     chosen = choose(LLAMA, H100_SXM, {**PROTOTYPE, "cluster_size": ranks}, {"tokens": tokens}).chosen
     assert chosen.time_us == pytest.approx(measured_us, rel=0.05)
