@@ -23,6 +23,7 @@ class Expr:
     terms   combined softmax terms: workspace `name`, statistics in the `var` of `args`, (splits, heads, dim) in `terms`
     var     the variable `name`: a fragment, or the same scalar for every element
     add, mul, silu, gelu    of `args`
+    cast    the argument, rounded to the 16-bit dtype `name` and back
     """
 
     kind: str
@@ -49,6 +50,8 @@ class Expr:
             sign = {"add": " + ", "mul": " * "}.get(self.kind)
             inner = [str(arg) for arg in self.args]
             return f"({sign.join(inner)})" if sign else f"{self.kind}({inner[0]})"
+        if self.kind == "cast":
+            return f"{self.name}({self.args[0]})"
         if self.kind == "var":
             return self.name
         if self.kind == "terms":

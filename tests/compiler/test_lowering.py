@@ -11,6 +11,7 @@ from plans import block, norm, plan_graph, step_of, steps_of
 import cfdsl as cf
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.check import check
+from cfdsl.compiler.emit import emit
 from cfdsl.compiler.lowering.attention import tile_tokens, token_groups
 from cfdsl.compiler.parts import H100_SXM
 from cfdsl.compiler.plan import KernelPlan
@@ -197,6 +198,25 @@ def test_a_replicated_operand_of_a_ranks_slice_of_several_heads() -> None:
     assert [(leaf.offset, leaf.block, leaf.stride) for leaf in leaves] == [(Affine.of(cluster=512, rank=32), 32, 128)]
 
 
+def test_a_cast_rounds_in_the_kernel_too() -> None:
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        x, w = cf.input("x", (batch, m.hidden)), cf.weight("w", (m.hidden, m.hidden))
+        rounded = cf.cast(x + x, "f16")
+        y = cf.linear(cf.cast(rounded, "f32"), w, shard="out")
+        return cf.outputs(y=cf.cast(cf.cast(y, "f16"), "f32") + x)
+
+    source = emit(lower(spec))
+    assert "v_frag = (frag.load(x, W) + frag.load(x, W)).to(Float16).to(Float32)" in source
+    assert "y[granule4096 * 2 + i] = ((gemv.total(w_terms, i, 8)).to(Float16).to(Float32) + my_rows[i]).to(BFloat16)" in source
+
+
+def test_the_exact_gelu_is_refused() -> None:
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        return cf.outputs(y=cf.gelu(cf.input("x", (batch, m.hidden)), tanh=False))
+
+    assert refused(NotLowered, spec) == "gelu cannot be compiled: only its tanh approximation is lowered."
+
+
 def test_an_operand_that_is_broadcast_over_elements() -> None:
     def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
         x = cf.split_heads(cf.input("x", (batch, m.hidden)), m.heads)
@@ -295,7 +315,6 @@ def test_rms_norm_of_every_batch(batch: int) -> None:
 @pytest.mark.compile
 def test_specs_beyond_the_shipped_ones_compile(tmp_path: Any) -> None:
     """What no shipped fusion does: a product of a product, operands cut into runs, a gated product, all in one kernel."""
-    from cfdsl.compiler.emit import emit
     from cfdsl.runtime import toolchain
     from cfdsl.runtime.cache import KernelCache
 
@@ -303,7 +322,7 @@ def test_specs_beyond_the_shipped_ones_compile(tmp_path: Any) -> None:
         x, bias = cf.input("x", (batch, m.hidden)), cf.weight("bias", (m.hidden,)).split_heads(m.heads)
         with cf.clusters(over=m.kv_heads) as head:
             h = cf.linear(x, cf.weight("w1", (512, m.hidden)))
-            h = cf.linear(cf.silu(h), cf.weight("w2", (512, 512))) * cf.gelu(h)
+            h = cf.linear(cf.cast(cf.silu(h), "bf16"), cf.weight("w2", (512, 512))) * cf.cast(cf.gelu(h), "bf16")
             q = cf.linear(h, cf.weight("w3", (m.hidden, 512)).split_heads(m.heads)[head], shard="out") + bias
             q = cf.cluster_gather(q)
         y = cf.grid_gather(cf.merge_heads(q))

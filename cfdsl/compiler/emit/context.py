@@ -88,6 +88,8 @@ def _pointwise(expr: Expr, args: list[str]) -> str:
         return f"({args[0]} + {args[1]})"
     if expr.kind == "mul":
         return f"{args[0]} * {args[1]}"
+    if expr.kind == "cast":
+        return f"({bare(args[0])}).to({DTYPES[expr.name]}).to(Float32)"
     return f"pointwise.{expr.kind}({args[0]})"
 
 

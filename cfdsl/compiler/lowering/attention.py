@@ -142,7 +142,7 @@ def lower_attend(b: Builder, node: Node) -> None:
     ahead = b.config.ctas_per_sm == 1 or -(-group // -(-group // HEADS_PER_WARP)) <= 2
     out = b.buffer("o", (heads * dim,))
     stats = b.buffer("stats", (heads, 2))
-    scale = node.attr("scale") or 1 / math.sqrt(dim)
+    scale = 1 / math.sqrt(dim) if node.attr("scale") is None else node.attr("scale")
     stride = dim if cache.layout == "bhtd" else cache.all_heads * dim
     for j in range(cache.heads):
         b.streams.append((

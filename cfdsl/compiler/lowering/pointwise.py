@@ -61,9 +61,12 @@ def expression(b: Builder, node: Node, where: Where, tiles: RowTiles | None = No
     if node.op in VIEWS:
         return expression(b, node.args[0], through_view(b, node, where), tiles)
     if node.op == "cast":
-        return expression(b, node.args[0], where, tiles)
+        inner = expression(b, node.args[0], where, tiles)
+        return inner if node.attr("dtype") == "f32" else Expr("cast", node.attr("dtype"), args=(inner,))
     if node.op == "rms_norm":
         return normalised(b, node, where, tiles)
+    if node.op == "gelu" and not node.attr("tanh"):
+        raise NotLowered(op="gelu", why="only its tanh approximation is lowered", advice="write gelu(x, tanh=True)", src=node.src)
     if node.op in ("silu", "gelu"):
         return Expr(node.op, args=(expression(b, node.args[0], where, tiles),))
     if node.op in ("add", "mul"):
