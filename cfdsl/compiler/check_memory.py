@@ -79,6 +79,14 @@ def _accesses(step: Step) -> Iterator[tuple[str, Affine, _Span]]:
     for leaf in tree.walk() if tree is not None else ():
         if leaf.kind == "leaf":
             yield leaf.name, leaf.offset, _Span(n, leaf.block, leaf.stride, share)
+        if leaf.kind == "terms":
+            splits, heads, dim = leaf.terms
+            yield leaf.name, Affine(), _Span(splits * heads * dim)
+            yield leaf.args[0].name, Affine(), _Span(splits * heads * 2)
+    if step.op == "store_terms":
+        heads, block, dim, row = p["heads"], p["block"], p["dim"], p["all_heads"]
+        yield p["outs"], p["head0"].times(dim) + Affine.of(split=row * dim, rank=block), _Span(heads * block, block, dim)
+        yield p["stats"], p["head0"].times(2) + Affine.of(split=row * 2), _Span(heads * 2)
     if step.op == "store_vector":
         yield p["dst"], p["offset"], _Span(n, p["block"], p["stride"])
     if step.op == "store_fragment":

@@ -52,6 +52,7 @@ def test_every_push_is_needed(name: str) -> None:
 
 # ---- one planted bug for each check: (what is done to a good plan, which check sees it, what it says)
 
+SPLIT = block(clusters=64, cluster_size=2, splits=2, qkv="grid")
 GOOD = block(stages=6)  # llama-2-7b, 32 x 4; its steps and buffers are pinned in test_schedule.py
 PAPER = block(qkv="split_k", out="atomic")
 
@@ -176,6 +177,13 @@ BUGS: dict[str, tuple[KernelPlan, str, str]] = {
     "store past the end": (
         with_params(GOOD, 33, offset=Affine.of(cluster=129, rank=32)), "vectors",
         "ws_gather is used past its end in store_vector: elements 0 to 4127 of 4096",
+    ),
+    "softmax terms past the end": (
+        with_params(SPLIT, 36, dim=192), "vectors", "ws_terms is used past its end in store_terms: elements 0 to 12224 of 8192",
+    ),
+    "softmax terms read past the end": (
+        with_params(SPLIT, 38, tree=replace(SPLIT.steps[38].params["tree"], terms=(3, 32, 128))), "vectors",
+        "ws_terms is used past its end in fragment: elements 0 to 12288 of 8192",
     ),
     "atomics past the end": (
         with_params(PAPER, 43, offset=Affine.of(rank=1025)),
