@@ -39,7 +39,7 @@ class Builder:
     placed: PlacedGraph
     config: Config
     steps: list[Step] = field(default_factory=list)
-    streams: list[tuple[Stream, RowTiles | None]] = field(default_factory=list)
+    streams: list[Stream] = field(default_factory=list)
     buffers: dict[str, BufferSpec] = field(default_factory=dict)
     barriers: list[Barrier] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
@@ -147,6 +147,10 @@ class Builder:
 
     def sync(self) -> None:
         self.steps.append(Step("sync", "barrier among the consumer warps"))
+        self.synced()
+
+    def synced(self) -> None:
+        """The step just appended has a barrier among the consumer warps in it."""
         self.dirty.clear()
         self.seen.clear()
 
@@ -173,7 +177,7 @@ class Builder:
             blocks=tiles.tiles * tiles.rows // tiles.block_rows if tiles.block_rows else 1,
             block_rows=tiles.block_rows or tiles.tiles * tiles.rows, block_stride=tiles.block_stride, ld=tiles.ld, src=node.src,
         )  # fmt: skip
-        self.streams.append((stream, tiles))
+        self.streams.append(stream)
         return len(self.streams) - 1
 
     def share(self, rows: int, cols: int, itemsize: int) -> Share:

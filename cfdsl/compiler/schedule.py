@@ -39,7 +39,7 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
     buffers, barriers, total = _allocate(b, ring)
     return KernelPlan(
         name=placed.graph.name, model=model, dtype=placed.graph.dtype, mesh=placed.mesh, config=config, args=_args(b),
-        ring=ring, streams=tuple(stream for stream, _ in b.streams), buffers=buffers, barriers=barriers, steps=tuple(b.steps),
+        ring=ring, streams=tuple(b.streams), buffers=buffers, barriers=barriers, steps=tuple(b.steps),
         exchanges=tuple(b.exchanges), smem_bytes=total, needs_residency=any(step.op == "grid_barrier" for step in b.steps),
         shares=tuple(b.shares.values()),
     )  # fmt: skip
@@ -101,7 +101,7 @@ def _allocate(b: Builder, ring: Ring | None) -> tuple[tuple[Buffer, ...], tuple[
     at = ring.bytes if ring else 0
     barriers: list[Barrier] = []
     if ring:
-        tile = max(stream.tile_bytes for stream, _ in b.streams)
+        tile = max(stream.tile_bytes for stream in b.streams)
         for name, kind, arrivals, tx in (("full", "full", 1, tile), ("empty", "empty", b.config.warps, 0)):
             barriers.append(Barrier(name, kind, arrivals, tx, at, count=ring.stages, phases=None))
             at += ring.stages * BARRIER_BYTES

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from cfdsl.compiler.candidates import MIN_STAGES
 from cfdsl.compiler.check import check
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import Choice, choose
@@ -23,7 +24,6 @@ from cfdsl.dsl.text import to_text
 from cfdsl.dsl.verify import verify
 from cfdsl.models import ModelConfig
 
-MAX_STAGES = 12
 BARRIERS_PER_STAGE = 16  # bytes: one full and one empty barrier
 
 
@@ -71,15 +71,14 @@ def place_on_mesh(at: Lowered) -> None:
 
 
 def make_plan(at: Lowered) -> None:
-    """Plan with the chosen config, then give the ring what the buffers, now known exactly, leave of the shared memory."""
+    """Plan with the chosen config; where the buffers, now known exactly, leave the ring less room than estimated, with fewer stages."""
     config = at.choice.config
     at.plan = schedule(at.placed, config, at.model.name)
     if at.plan.ring is not None and "stages" not in at.overrides:
         fixed = at.plan.smem_bytes - config.stages * (config.stage_bytes + BARRIERS_PER_STAGE)
         room = (at.part.smem_budget(config.ctas_per_sm) - fixed) // (config.stage_bytes + BARRIERS_PER_STAGE)
-        fitting = max(2, min(MAX_STAGES, room))
-        if fitting < config.stages:
-            at.plan = schedule(at.placed, config.with_(stages=fitting), at.model.name)
+        if room < config.stages:
+            at.plan = schedule(at.placed, config.with_(stages=max(MIN_STAGES, room)), at.model.name)
 
 
 def check_plan(at: Lowered) -> None:

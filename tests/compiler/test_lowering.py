@@ -198,6 +198,29 @@ def test_a_replicated_operand_of_a_ranks_slice_of_several_heads() -> None:
     assert [(leaf.offset, leaf.block, leaf.stride) for leaf in leaves] == [(Affine.of(cluster=512, rank=32), 32, 128)]
 
 
+def test_a_length_is_clamped_to_each_cache() -> None:
+    """Two caches of other sizes, one length: a token past the end of the smaller one must not be read or stored there."""
+
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        q, k = cf.input("q", (batch, m.heads * m.head_dim)), cf.input("k", (batch, m.kv_heads * m.head_dim))
+        length = cf.input("length", (batch,), "i32")
+        with cf.clusters(over=m.kv_heads) as head:
+            found = []
+            for name, room in (("cache", "tokens"), ("recent", "last")):
+                query, new = cf.split_heads(q, m.heads)[:, head], cf.split_heads(k, m.kv_heads)[:, head]
+                cache = cf.kv_cache(name, batch, m.kv_heads, room, m.head_dim)[head].append(new, new, at=length)
+                found.append(cf.cluster_reduce_scatter(cf.attend(query, cache, shard="tokens"), dim=2))
+        return cf.outputs(a=found[0], b=found[1])
+
+    plan = lower(spec)
+    check(plan, H100_SXM)
+    source = emit(plan)
+    assert "tokens = kv.clamp(length[0], 0, n_tokens)" in source
+    assert "tokens2 = kv.clamp(length[0], 0, n_last)" in source
+    assert "(tokens2 == length[0]) & (tokens2 < n_last)" in source
+    assert "n_last * 128, tokens2, rank, RANKS)" in source
+
+
 def test_a_cast_rounds_in_the_kernel_too() -> None:
     def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
         x, w = cf.input("x", (batch, m.hidden)), cf.weight("w", (m.hidden, m.hidden))

@@ -401,6 +401,13 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
         cf.errors.ArgumentError,
         "argument 'rotary_dim' must be an even number up to 16, got 18.",
     ),
+    "rope tables of other lengths": (
+        lambda: cf.rope(
+            cf.input("q", (1, 4, 16)), cf.input("c", ("p", 8), "f32"), cf.input("s", ("r", 8), "f32"), cf.input("i", (1,), "i32")
+        ),
+        cf.errors.ShapeMismatch,
+        "rope expects sin of the shape of cos, (p, 8), got (r, 8).",
+    ),
     "append shape": (
         lambda: cf.kv_cache("kv", 1, 2, "t", 16).append(*[cf.input("k", (1, 4, 16))] * 2, at=cf.input("at", (1,), "i32")),
         cf.errors.ShapeMismatch,

@@ -80,9 +80,9 @@ def _decode(c: Context, p: dict[str, Any]) -> Lines:
     shape = attend_constant(c, p)
     rank, ranks = holder(p)
     group, dim, j = p["group"], p["dim"], p["head"]
-    q, k, v = (cut(p[name], j * size, size) for name, size in (("q", group * dim), ("k", dim), ("v", dim)))
-    whole = p["cache"].heads == 1
-    q, k, v = (p["q"], p["k"], p["v"]) if whole else (q, k, v)
+    q, k, v = p["q"], p["k"], p["v"]
+    if p["cache"].heads > 1:
+        q, k, v = cut(q, j * group * dim, group * dim), cut(k, j * dim, dim), cut(v, j * dim, dim)
     dtype = c.dtype(f"{p['cache'].name}_k")
     tiles = f"tiles{j}" if j else "tiles"
     return [

@@ -35,8 +35,8 @@ def _slice(c: Context, p: dict[str, Any]) -> Lines:
     return loop(rows_of(c, p["share"].name), f"{p['out']}[i] = {bare(element(p['tree']))}")
 
 
-def _mean_square(c: Context, p: dict[str, Any], step: Step) -> Lines:
-    return [f"{p['out']} = rmsnorm.mean_square({p['value']}, {c.fragment(p['tiles'])}, {step.out}, {p['cols']})"]
+def _mean_square(c: Context, p: dict[str, Any]) -> Lines:
+    return [f"{p['out']} = rmsnorm.mean_square({p['value']}, {c.fragment(p['tiles'])}, {p['scratch']}, {p['cols']})"]
 
 
 def _rms(c: Context, p: dict[str, Any]) -> Lines:
@@ -109,16 +109,14 @@ def tiles_of(c: Context, tiles: Any) -> int | str:
 
 
 EMITTERS: dict[str, Callable[[Context, dict[str, Any]], Lines]] = {
-    "fragment": _fragment, "slice": _slice, "rms": _rms, "gemv": _gemv, "sync": _sync, "finish": _finish, "store_vector":
-    _store_vector, "store_rows": _store_rows, "store_fragment": _store_fragment, "atomic_add": _atomic_add, **EXCHANGES,
+    "fragment": _fragment, "slice": _slice, "mean_square": _mean_square, "rms": _rms, "gemv": _gemv, "sync": _sync, "finish": _finish,
+    "store_vector": _store_vector, "store_rows": _store_rows, "store_fragment": _store_fragment, "atomic_add": _atomic_add, **EXCHANGES,
     **ATTENTION,
 }  # fmt: skip
 
 
 def emit_step(c: Context, step: Step) -> Lines:
     """The lines of one step."""
-    if step.op == "mean_square":
-        return _mean_square(c, step.params, step)
     emitter = EMITTERS.get(step.op)
     if emitter is None:
         raise PlanError(what=f"no emitter for step {step.op!r}", sum="known: " + ", ".join(sorted(EMITTERS)), src=step.src)

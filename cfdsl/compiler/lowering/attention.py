@@ -29,11 +29,11 @@ def early_scalars(b: Builder) -> None:
 
 def clamped(b: Builder, length: Node, base: str, cache: Node) -> str:
     """The variable with a length argument, brought into 0 to the capacity of `cache`."""
-    key = (length, "clamped")
+    while cache.op != "kv_cache":
+        cache = cache.args[0]
+    key = (length, cache, "clamped")  # of two caches with one length, each has its own capacity
     if key not in b.values:
         name = b.variable(base)
-        while cache.op != "kv_cache":
-            cache = cache.args[0]
         b.step("length", f"{name} = {length.attr('name')}, within 0 and the cache's capacity", src=length.src, out=name,
                length=length.attr("name"), cache=cache.attr("name"), layout=cache.attr("layout"))  # fmt: skip
         b.values[key] = name
@@ -145,10 +145,10 @@ def lower_attend(b: Builder, node: Node) -> None:
     scale = 1 / math.sqrt(dim) if node.attr("scale") is None else node.attr("scale")
     stride = dim if cache.layout == "bhtd" else cache.all_heads * dim
     for j in range(cache.heads):
-        b.streams.append((
+        b.streams.append(
             Stream(cache.name, (f"{cache.name}_k", f"{cache.name}_v"), itemsize, tokens, dim, None, contiguous=stride == dim, ld=stride,
-                   src=node.src), None,
-        ))  # fmt: skip
+                   src=node.src)
+        )  # fmt: skip
         part_o, part_ml = b.buffer("part_o", (groups, group, dim)), b.buffer("part_ml", (groups, group, 2))
         b.step(
             "decode", f"{part_o}, {part_ml} = softmax terms of head {j}, per warp", reads=(q.buffer, *cache.appended),

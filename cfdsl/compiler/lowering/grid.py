@@ -87,7 +87,6 @@ def _barrier_exchange(b: Builder, node: Node, op: str, monoid: str | None, algor
     """One grid barrier after all values are stored: then every CTA sees them."""
     values = tuple(moved.workspaces)
     step = b.step("grid_barrier", f"every CTA sees {', '.join(values)}", src=node.src)
-    b.dirty.clear()
-    b.seen.clear()
+    b.synced()
     name = f"{node.op}:{','.join(values)}"
     b.exchanges.append(Exchange(name, "grid", op, monoid, algorithm, values, moved.sent, moved.sent, moved.received, None, step, node.src))

@@ -171,12 +171,10 @@ def mean_square(b: Builder, x: Node, node: Node, where: Where, tiles: RowTiles) 
     out = b.variable("mean")
     b.step(
         "mean_square", f"{out} = mean square of {held}", writes=(scratch,), src=node.src, out=out, value=held.name, tiles=tiles,
-        cols=int(x.type.shape[-1]),
+        cols=int(x.type.shape[-1]), scratch=scratch,
     )  # fmt: skip
-    # the step has its own barrier between writing and reading `scratch`
-    b.dirty.clear()
-    b.seen.clear()
-    b.seen.add(scratch)
+    b.synced()
+    b.seen.add(scratch)  # which it reads behind its barrier
     return out
 
 

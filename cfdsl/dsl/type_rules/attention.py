@@ -20,6 +20,8 @@ def _rope(call: Call) -> tuple[Type, ...]:
         call.dtype(arg, name, ("f32",))
         if len(arg.type.shape) != 2 or arg.type.shape[1] != rotary // 2:
             raise call.mismatch(f"{name} of shape (positions, {rotary // 2})", show(arg.type.shape))
+    if sin.type.shape != cos.type.shape:  # one position is looked up in both
+        raise call.mismatch(f"sin of the shape of cos, {show(cos.type.shape)}", show(sin.type.shape))
     per_sequence(call, pos, "pos", batch)
     return (Type((batch, heads, dim), "f32"),)
 
