@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CHEAP_ELEMENTS = 4_000_000  # of all weights: above this the check is of a scaled-down model
 CHEAP_CTAS = 64  # the oracle runs every rank of every cluster in turn
 TOKENS = 37  # cached tokens of the check: no multiple of anything
-ALLOWED = 1e-5  # the oracle computes in float32, the reference in float64
+ALLOWED = 1e-9  # both compute in float64: a new token's keys and values round alike, and what differs is the order of sums
 
 
 def oracle_check(request: Request, mesh: Mesh) -> dict[str, Any] | None:
@@ -36,7 +36,7 @@ def oracle_check(request: Request, mesh: Mesh) -> dict[str, Any] | None:
         graph = fusion.trace(model, request.batch, request.dtype, **request.options)
     tokens = min(request.kv_len, TOKENS)
     tensors = fusion.example_inputs(model, request.batch, request.dtype, length=tokens, capacity=tokens + 3, **request.options)
-    got = interpret(graph, tensors, small, round_outputs=False)
+    got = interpret(graph, tensors, small, precision="f64", round_outputs=False)
     want = fusion.reference(model, tensors, "f64", **request.options)
     errors = {name: relative_error(value, want[name]) for name, value in {**got.outputs, **got.caches}.items() if name in want}
     allowed = {name: ALLOWED if name in got.outputs else cache_allowed(request.dtype) for name in errors}
@@ -45,7 +45,7 @@ def oracle_check(request: Request, mesh: Mesh) -> dict[str, Any] | None:
         "relative_error": max(errors[name] for name in got.outputs),
         "tolerance": ALLOWED,
         "errors": errors,
-        "dtype": "float32, outputs not rounded, against the reference in float64",
+        "dtype": "float64, outputs not rounded, like the reference",
         "reduced": model is not request.model,
         "model": {name: getattr(model, name) for name in ("hidden", "heads", "kv_heads", "head_dim")},
         "mesh": {"clusters": small.clusters, "ranks": small.ranks, "splits": small.splits},

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cfdsl.compiler.affine import Affine
 
+HEADS_PER_WARP = 4  # query heads of one KV head that a warp keeps in registers; mirrors `primitives.attention.Attend`
 MAX_FRAGMENT_CHUNKS = 7  # 8 f32 registers each
 
 
@@ -92,3 +93,19 @@ def warps_per_row(cols: int, rows: int, warps: int) -> int:
         if chunks <= MAX_FRAGMENT_CHUNKS and (best is None or (cost, chunks) < best[:2]):
             best = (cost, chunks, wpr)
     return best[2] if best else 0
+
+
+def head_groups(group: int) -> int:
+    """Groups of warps that take different query heads of one KV head, of which there are `group`."""
+    return -(-group // HEADS_PER_WARP)
+
+
+def tile_tokens(group: int, dim: int, itemsize: int, stage_bytes: int, warps: int) -> int:
+    """Tokens of a KV tile: the most that fit a stage, in whole steps of every warp; 0 if none do."""
+    unit = token_groups(group, warps) * 2 * 32 * 8 // dim
+    return stage_bytes // (2 * dim * itemsize) // unit * unit
+
+
+def token_groups(group: int, warps: int) -> int:
+    """Groups of warps that take different tokens: as many as there are, over the groups of at most 4 query heads; 0: too few warps."""
+    return warps // head_groups(group)

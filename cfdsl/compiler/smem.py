@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from math import ceil
 
 from cfdsl.compiler.config import Config
+from cfdsl.compiler.geometry import token_groups
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.shared_inputs import shared_inputs
 from cfdsl.compiler.traffic import local_elements, size_of
@@ -17,7 +17,6 @@ from cfdsl.dsl.placement import Partial, Placement, R, ReduceOp
 
 SmemOf = Callable[[Config], int]  # bytes besides the ring's stages (its barriers are not stages), for a config
 
-HEADS_PER_WARP = 4  # query heads of one KV head that a warp keeps in registers; more heads are dealt to other warps
 BARRIER_BYTES = 16  # two mbarriers: of a stage (full, empty); an exchange has one, and the alignment another
 
 
@@ -53,8 +52,7 @@ def _attend_terms(node: Node, config: Config) -> int:
     """(m, l, o) of each warp, for the query heads of one KV head at a time."""
     q, cache = node.args[0].type.shape, node.args[1].type.shape
     group, dim = size_of(q[1], {}) // size_of(cache[1], {}), size_of(q[2], {})
-    token_groups = max(1, config.warps // ceil(group / HEADS_PER_WARP))
-    return 4 * token_groups * group * (dim + 2)
+    return 4 * max(1, token_groups(group, config.warps)) * group * (dim + 2)
 
 
 def _box(placed: PlacedGraph, node: Node, arg: Node, sizes: Mapping[str, int]) -> int:

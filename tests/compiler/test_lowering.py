@@ -12,7 +12,7 @@ import cfdsl as cf
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.check import check
 from cfdsl.compiler.emit import emit
-from cfdsl.compiler.lowering.attention import tile_tokens, token_groups
+from cfdsl.compiler.geometry import tile_tokens, token_groups
 from cfdsl.compiler.parts import H100_SXM
 from cfdsl.compiler.plan import KernelPlan
 from cfdsl.errors import (

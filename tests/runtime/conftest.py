@@ -6,6 +6,7 @@ deals with, and nothing of the compiler's.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from cfdsl.compiler.config import Config
 from cfdsl.compiler.parts import PARTS, Part
 from cfdsl.compiler.plan import Arg, KernelPlan
 from cfdsl.dsl.placement import Mesh
+
+sys.path.insert(0, str(Path(__file__).parent))  # `against`, for the tests of this folder
 
 SPEC = Path(__file__)  # the line below stands for a line of a spec
 USERS_LINE = "y = cf.mul(x, w)"

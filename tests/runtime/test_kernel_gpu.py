@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from against import LIMIT, error
 
 import cfdsl as cf
 from cfdsl.errors import ArgumentError, CacheFull, ColdCompileInCapture, Errors, LengthOutOfRange
@@ -19,7 +20,6 @@ from fusions.rms_norm import rms_norm
 pytestmark = pytest.mark.gpu
 
 MODEL = "smollm2-135m"  # 576 wide, 9 query heads over 3: small, and none of its sizes is a power of two
-LIMIT = {"bf16": 4e-3, "f16": 1e-3}
 CAPACITY = 640
 
 
@@ -38,15 +38,6 @@ def inputs(fusion: cf.Fusion, model: str = MODEL, dtype: str = "bf16", **how: An
     how = {"length": 300, "capacity": CAPACITY, **how}
     made: dict[str, torch.Tensor] = fusion.example_inputs(cf.models.resolve(model), 1, dtype, device="cuda", **how)
     return made
-
-
-def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Relative L2 error of what both have: a NaN on one side only is infinitely wrong."""
-    holes = want.isnan()
-    if not torch.equal(got.isnan(), holes):
-        return float("inf")
-    got, want = got[~holes].double(), want[~holes].double()
-    return float((got - want).norm() / want.norm())
 
 
 def check(fusion: cf.Fusion, kernel: Kernel, tensors: dict[str, torch.Tensor], dtype: str = "bf16", model: str = MODEL) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from against import LIMIT, error
 
 import cfdsl as cf
 from cfdsl.runtime.kernel import Kernel
@@ -13,7 +14,6 @@ from fusions.attention_block import attention_block
 
 pytestmark = pytest.mark.gpu
 
-LIMIT = {"bf16": 4e-3, "f16": 1e-3}
 CLUSTER_SIZES = [1, 2, 4, 8, 16]
 OUTPUTS = ("y", "cache_k", "cache_v")
 
@@ -33,15 +33,6 @@ def inputs(model: str, dtype: str = "bf16", **how: Any) -> dict[str, torch.Tenso
         cf.models.resolve(model), 1, dtype, device="cuda", **{"length": 300, "capacity": 640, **how}
     )
     return made
-
-
-def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Relative L2 error of what both have: a NaN on one side only is infinitely wrong."""
-    holes = want.isnan()
-    if not torch.equal(got.isnan(), holes):
-        return float("inf")
-    got, want = got[~holes].double(), want[~holes].double()
-    return float((got - want).norm() / want.norm())
 
 
 def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -6,6 +6,7 @@ import math
 
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
+from cfdsl.compiler.geometry import head_groups, tile_tokens, token_groups
 from cfdsl.compiler.lowering.values import Cache, Softmax, Vector
 from cfdsl.compiler.lowering.vectors import materialise
 from cfdsl.compiler.plan import Stream
@@ -15,7 +16,6 @@ from cfdsl.errors import ConfigError, GroupUnsupported, HeadDimUnsupported, NotL
 
 HEAD_DIMS = (64, 128)
 MAX_GROUP = 16
-HEADS_PER_WARP = 4  # query heads of one KV head that a warp keeps in registers
 
 
 def early_scalars(b: Builder) -> None:
@@ -106,17 +106,6 @@ def lower_append(b: Builder, node: Node) -> None:
     b.values[node] = Cache(cache.name, cache.layout, cache.heads, cache.all_heads, cache.dim, cache.base, (k.buffer, v.buffer))
 
 
-def tile_tokens(group: int, dim: int, itemsize: int, stage_bytes: int, warps: int) -> int:
-    """Tokens of a KV tile: the most that fit a stage, in whole steps of every warp; 0 if none do."""
-    unit = token_groups(group, warps) * 2 * 32 * 8 // dim
-    return stage_bytes // (2 * dim * itemsize) // unit * unit
-
-
-def token_groups(group: int, warps: int) -> int:
-    """Groups of warps that take different tokens: as many as there are, over the groups of at most 4 query heads; 0: too few warps."""
-    return warps // -(-group // HEADS_PER_WARP)
-
-
 def lower_attend(b: Builder, node: Node) -> None:
     """Stream the rank's token tiles of each KV head, fold them into a running softmax, then combine the warps."""
     q, cache = materialise(b, node.args[0]), cache_value(b, node.args[1])
@@ -130,7 +119,7 @@ def lower_attend(b: Builder, node: Node) -> None:
     if group > MAX_GROUP:
         raise GroupUnsupported(group=group, src=node.src)
     if not (groups := token_groups(group, b.config.warps)):
-        need = -(-group // HEADS_PER_WARP)
+        need = head_groups(group)
         raise ConfigError(name="warps", value=b.config.warps, expected=f"at least {need}: {group} query heads of a KV head", src=node.src)
     itemsize = ITEMSIZE[node.args[1].types[0].dtype]
     tokens = tile_tokens(group, dim, itemsize, b.config.stage_bytes, b.config.warps)
@@ -139,7 +128,7 @@ def lower_attend(b: Builder, node: Node) -> None:
         raise ConfigError(name="stage_bytes", value=b.config.stage_bytes, expected=f"at least {need}, one step of tokens", src=node.src)
     sharded = isinstance(b.placed.of(node).cluster, Partial)
     # the next tokens in registers too: where the heads leave room for them under the register cap of two CTAs per SM
-    ahead = b.config.ctas_per_sm == 1 or -(-group // -(-group // HEADS_PER_WARP)) <= 2
+    ahead = b.config.ctas_per_sm == 1 or -(-group // head_groups(group)) <= 2
     out = b.buffer("o", (heads * dim,))
     stats = b.buffer("stats", (heads, 2))
     scale = 1 / math.sqrt(dim) if node.attr("scale") is None else node.attr("scale")
