@@ -15,7 +15,7 @@ from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Shard
 from cfdsl.errors import CfdslError, ClusterSizeUnsupported, ConfigError, Errors, raise_all
 
-MAX_STAGES = 12  # beyond 192 KB in flight per SM nothing is gained, and nothing more fits
+MAX_STAGES = 12  # of 16 KB: no more fit an SM
 MIN_STAGES = 2  # one lands while the other is eaten
 MAX_WARPS = 16
 MAX_THREADS_PER_SM = 2048
