@@ -77,7 +77,7 @@ def fragment(expr: Expr, shape: str) -> str:
         load = name(expr.name) if expr.kind == "leaf" else expr.name
         return f"frag.load({load}, {shape}{start})"
     if expr.kind == "terms":
-        return f"attention.load_terms({expr.name}, {expr.args[0].name}, {', '.join(map(str, expr.terms))}, {shape})"
+        return f"terms.load({expr.name}, {expr.args[0].name}, {', '.join(map(str, expr.terms))}, {shape})"
     if expr.kind == "var":
         return expr.name
     return _pointwise(expr, [fragment(arg, shape) for arg in expr.args])
