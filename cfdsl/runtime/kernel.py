@@ -75,7 +75,7 @@ class Kernel:
         self._entry, self._source_path = entry, source
         self._loose = unchecked_strides(self.args)
         self._function: Any = None
-        self._workspace: tuple[torch.Tensor, ...] = ()
+        self._workspace: tuple[Any, ...] = ()
         self._device: int | None = None
         self._workspaces: dict[int, tuple[torch.Tensor, ...]] = {}
         self.op = torch_op.register(self.name, self.args, self._launch)
@@ -87,12 +87,18 @@ class Kernel:
         if kwargs or not args:
             args = in_order(self.args, args, kwargs)
         if is_dynamo_compiling() or type(args[0]) not in _PLAIN or _modes():
-            self.op(*args)
-        else:
-            self._launch(*args)
+            return self.op(*args)
+        try:  # as in `_launch`, written out: a frame less is 0.1 us less
+            for index in self._loose:
+                if not args[index].is_contiguous():
+                    raise _NotContiguous
+            return self._function(*args, *self._workspace)
+        except Exception as caught:
+            error = caught
+        self._refused(args, error)
 
     def _launch(self, *args: torch.Tensor) -> None:
-        """The launch itself: what the op runs, and what a plain call runs without the dispatcher in between."""
+        """The launch itself, for the op."""
         try:
             for index in self._loose:
                 if not args[index].is_contiguous():
@@ -118,6 +124,8 @@ class Kernel:
 
         ColdCompileInCapture while a CUDA graph is captured; NotResident if a grid barrier could wait for clusters that have no room.
         """
+        import tvm_ffi
+
         index = torch.cuda.current_device() if index is None else index
         if index not in self._workspaces:
             if device.capturing():
@@ -126,7 +134,8 @@ class Kernel:
             self._load()
             self._workspaces[index] = self._allocate(index)
             preload.onto_device(self._function, self.args, self._workspaces[index], index)
-        self._device, self._workspace = index, self._workspaces[index]
+        # Described once and not in every call, which saves 0.4 us of it.
+        self._device, self._workspace = index, tuple(tvm_ffi.from_dlpack(workspace) for workspace in self._workspaces[index])
 
     def _load(self) -> None:
         if self._function is None:
