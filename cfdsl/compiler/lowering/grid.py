@@ -8,7 +8,7 @@ from math import prod
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.lowering.cluster import wait_for
 from cfdsl.compiler.lowering.stores import share_of, store
-from cfdsl.compiler.lowering.values import Product, Shared, SharedTerms, Softmax, Vector
+from cfdsl.compiler.lowering.values import Best, Product, Shared, SharedBest, SharedTerms, Softmax, Vector
 from cfdsl.compiler.plan import Exchange
 from cfdsl.dsl.graph import Node
 from cfdsl.dsl.placement import R
@@ -28,7 +28,10 @@ def lower_grid_gather(b: Builder, node: Node) -> None:
 
 
 def lower_grid_reduce(b: Builder, node: Node) -> None:
-    """Softmax terms of clusters that split tokens: each stores its term; one grid barrier; whoever reads combines them in order."""
+    """Softmax terms of clusters that split tokens, or pairs of argmax: each CTA stores its own; one grid barrier; readers combine them."""
+    if all(isinstance(b.values.get(arg), Best) for arg in node.args):
+        _reduce_pairs(b, node)
+        return
     moved = _Moved()
     for i, arg in enumerate(node.args):
         value = b.values.get(arg)
@@ -37,7 +40,8 @@ def lower_grid_reduce(b: Builder, node: Node) -> None:
         if isinstance(value, Vector):  # one split: the term is the value
             lower_grid_gather(b, node)
             return
-        assert isinstance(value, Softmax)
+        if not isinstance(value, Softmax):
+            raise NotLowered(op="grid_reduce", why="indices and softmax terms do not share an exchange", src=node.src)
         _, heads, dim = (int(size) for size in arg.type.shape)
         outs, stats = b.workspace("ws_terms", (b.splits * heads * dim,), "f32"), b.workspace("ws_stats", (b.splits * heads * 2,), "f32")
         b.step(
@@ -76,6 +80,17 @@ def _push_terms(b: Builder, node: Node, terms: SharedTerms) -> Vector:
     )  # fmt: skip
     wait_for(b, node, mbar, "gather", None, "push", (dst,), mine * 4, mine * 4 * (b.ranks - 1), size * 4)
     return Vector(dst, size)
+
+
+def _reduce_pairs(b: Builder, node: Node) -> None:
+    moved = _Moved()
+    for i, arg in enumerate(node.args):
+        pair: Best = b.values[arg]
+        workspace = b.workspace("ws_best", (2 * b.placed.mesh.ctas,), "i32")
+        b.step("publish", f"{workspace}[CTA] = {pair.key}, {pair.index}", src=node.src, workspace=workspace, key=pair.key, index=pair.index)
+        b.values[(node, i)] = SharedBest(workspace)
+        moved.add(workspace, 8, 8 * b.placed.mesh.ctas)
+    _barrier_exchange(b, node, "reduce", "argmax", "grid_barrier", moved)
 
 
 def lower_grid_reduce_scatter(b: Builder, node: Node) -> None:
