@@ -24,6 +24,7 @@ PRIMITIVES = (
     "multicast.gather", "pointwise.gelu", "pointwise.silu",
     "rings.Ring", "rings.init", "rmsnorm.mean_square", "rmsnorm.rsqrt", "rope.angles",
     "rope.rotate", "stream.Rows", "stream.Tokens", "stream.rows", "stream.tile_count", "stream.tokens",
+    "trace.anchor", "trace.mark",
 )  # fmt: skip
 
 
