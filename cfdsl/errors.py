@@ -494,6 +494,17 @@ class RecordingFull(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
+class MarksMissing(CfdslError):
+    """A recorded launch has no times to show."""
+
+    launch: int
+    cta: int
+    lane: str
+    _says = "launch {launch} of the recording has no times of CTA {cta}'s {lane}: it has not run to its end."
+    _remedy = "read the recording after its launches, and replay the CUDA graph if they were captured in one."
+
+
+@dataclass(eq=False, kw_only=True)
 class CacheFull(CfdslError):
     """The key/value cache has no room for another token."""
 

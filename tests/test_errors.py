@@ -185,6 +185,11 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: open it with more: recording(kernels, launches=...).",
     ),
     (
+        errors.MarksMissing(launch=1, cta=3, lane="producer"),
+        "launch 1 of the recording has no times of CTA 3's producer: it has not run to its end.\n"
+        "  remedy: read the recording after its launches, and replay the CUDA graph if they were captured in one.",
+    ),
+    (
         errors.DisassemblerMissing(found="none on the PATH"),
         "SASS needs nvdisasm, found none on the PATH.\n  remedy: pip install -U nvidia-cuda-nvdisasm.",
     ),

@@ -15,6 +15,7 @@ from statistics import fmean, median
 from typing import Any
 
 from cfdsl.compiler.emit import Mark
+from cfdsl.errors import MarksMissing
 
 Words = Sequence[Sequence[Sequence[int]]]  # of a launch: [cta][mark][word], as the kernel wrote them
 LONGEST_GAP_NS = 1_000_000_000  # 2^31 cycles and more: beyond, a clock of 32 bits does not tell how often it went round
@@ -55,7 +56,7 @@ class _Lane:
 
 
 def timelines(launches: Sequence[tuple[Sequence[Mark], Words]]) -> list[list[Record]]:
-    """The records of each launch, by CTA and lane. ValueError if a CTA has left no marks: it did not run, or not to its end.
+    """The records of each launch, by CTA and lane. MarksMissing if a CTA did not run, or not to its end.
 
     Launches that were recorded together should be given together: more anchors, and a longer time between them, make a better clock.
     """
@@ -78,7 +79,7 @@ def _lanes(launch: int, marks: Sequence[Mark], words: Words) -> Iterable[_Lane]:
             own = [(step, mark) for step, mark in enumerate(marks) if mark.lane == name]
             first, last = mine[own[0][0]], mine[own[-1][0]]
             if not (_timer(first) and _timer(last)):
-                raise ValueError(f"CTA {cta} of launch {launch} left no marks of its {name}: the kernel has not run to its end")
+                raise MarksMissing(launch=launch, cta=cta, lane=name)
             cycles = [(mine[step][0] - first[0]) & _MASK for step, _ in own]
             yield _Lane(launch, cta, first[3], own, cycles, first[0] & _MASK, _timer(first), _timer(last))
 

@@ -8,6 +8,7 @@ import pytest
 
 from cfdsl.compiler.emit import Mark
 from cfdsl.dsl.graph import Src
+from cfdsl.errors import MarksMissing
 from cfdsl.runtime.timeline import Record, chrome_trace, stage_times, timelines
 
 LINE = Src("specs/block.py", 7, "y = cf.linear(x, w)")
@@ -87,7 +88,7 @@ def test_a_pause_in_which_clocks_go_round_begins_anew() -> None:
 def test_a_cta_without_marks_is_told() -> None:
     left = words([(3, ONE), (90, ONE)])
     left[1][MARKS.index(Mark("producer", "end"))] = [0, 0, 0, 0]
-    with pytest.raises(ValueError, match="CTA 1 of launch 0 left no marks of its producer"):
+    with pytest.raises(MarksMissing, match="launch 0 of the recording has no times of CTA 1's producer"):
         timelines([(MARKS, left)])
 
 
