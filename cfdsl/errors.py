@@ -475,6 +475,36 @@ class DisassemblerMissing(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
+class NotTraced(CfdslError):
+    """A timeline was asked of a kernel that notes no times."""
+
+    kernel: str
+    _says = "the kernel {kernel} was compiled without trace, so it does not note when its steps ran."
+    _remedy = "compile it with trace=True."
+
+
+@dataclass(eq=False, kw_only=True)
+class RecordingFull(CfdslError):
+    """A recording has no memory left for another launch's marks."""
+
+    kernel: str
+    room: int
+    _says = "the recording has room for {room} launches of {kernel}, and this is one more."
+    _remedy = "open it with more: recording(kernels, launches=...)."
+
+
+@dataclass(eq=False, kw_only=True)
+class MarksMissing(CfdslError):
+    """A recorded launch has no times to show."""
+
+    launch: int
+    cta: int
+    lane: str
+    _says = "launch {launch} of the recording has no times of CTA {cta}'s {lane}: it has not run to its end."
+    _remedy = "read the recording after its launches, and replay the CUDA graph if they were captured in one."
+
+
+@dataclass(eq=False, kw_only=True)
 class CacheFull(CfdslError):
     """The key/value cache has no room for another token."""
 

@@ -34,6 +34,10 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the times into this file (.png, .svg, .pdf).", show_default=False)
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", help="Write when each stage ran here, for Perfetto (at the longest KV length).", show_default=False),
+    ] = None,
 ) -> None:
     """Measure a kernel on the GPU at hand, L2-cold and under CUDA graphs, beside torch."""
     from cfdsl.cli.gpu import gpu_part
@@ -53,6 +57,10 @@ def bench(
         from cfdsl.cli.plot import plot_times
 
         plot_times(record, plot)
+    if trace is not None:
+        from cfdsl.cli.traced import trace_bench
+
+        trace_bench(request, max(kv_lens), trace, console(stderr=quiet))
 
 
 def parse_lengths(text: str) -> list[int]:

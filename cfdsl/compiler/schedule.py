@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cfdsl.compiler.builder import BufferSpec, Builder
 from cfdsl.compiler.config import Config
+from cfdsl.compiler.emit.marks import TRACE_ARG, TRACE_WORDS
+from cfdsl.compiler.emit.module import marks
 from cfdsl.compiler.lowering import lower_node
 from cfdsl.compiler.lowering.attention import early_scalars
 from cfdsl.compiler.lowering.linear import leaf
@@ -37,12 +41,20 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
         gather_shared(b)
     ring = Ring(config.stages, config.stage_bytes, window=config.window) if b.streams else None
     buffers, barriers, total = _allocate(b, ring)
-    return KernelPlan(
+    plan = KernelPlan(
         name=placed.graph.name, model=model, dtype=placed.graph.dtype, mesh=placed.mesh, config=config, args=_args(b),
         ring=ring, streams=tuple(b.streams), buffers=buffers, barriers=barriers, steps=tuple(b.steps),
         exchanges=tuple(b.exchanges), smem_bytes=total, needs_residency=any(step.op == "grid_barrier" for step in b.steps),
         shares=tuple(b.shares.values()),
     )  # fmt: skip
+    return _traced(plan, b) if config.trace else plan
+
+
+def _traced(plan: KernelPlan, b: Builder) -> KernelPlan:
+    """The plan with room for the marks of every CTA."""
+    _check_own(b, TRACE_ARG)
+    shape = (plan.mesh.ctas, len(marks(plan)), TRACE_WORDS)
+    return replace(plan, args=(*plan.args, Arg(TRACE_ARG, shape, "i32", "workspace", mutated=True)))
 
 
 def _shares(b: Builder) -> None:
@@ -73,9 +85,7 @@ def _args(b: Builder) -> tuple[Arg, ...]:
     """Launch arguments: inputs and weights in the order of the spec, caches, outputs, workspaces."""
     graph: Graph = b.placed.graph
     leaves = [node for node in graph.nodes if node.op in ("input", "weight")]
-    if SYNC_WORKSPACE.name in b.taken:
-        src = next((node.src for node in leaves if node.attr("name") == SYNC_WORKSPACE.name), None)
-        raise DuplicateName(name=SYNC_WORKSPACE.name, first="the kernel's own workspace", second="an argument", src=src)
+    _check_own(b, SYNC_WORKSPACE.name)
     args = [Arg(n.attr("name"), n.type.shape, n.type.dtype, n.op, align=_align(n)) for n in leaves]
     for node in graph.leaves("kv_cache"):
         batch, heads, tokens, dim = node.type.shape
@@ -86,6 +96,13 @@ def _args(b: Builder) -> tuple[Arg, ...]:
         dtype = graph.output_dtype(node)
         args.append(Arg(name, node.type.shape, dtype, "output", mutated=True, align=_align(node, dtype)))
     return (*args, SYNC_WORKSPACE, *b.workspaces.values())
+
+
+def _check_own(b: Builder, name: str) -> None:
+    """DuplicateName if the spec gave an argument the name of a workspace that the kernel always has."""
+    if name in b.taken:
+        src = next((node.src for node in b.placed.graph.nodes if node.op in ("input", "weight") and node.attr("name") == name), None)
+        raise DuplicateName(name=name, first="the kernel's own workspace", second="an argument", src=src)
 
 
 def _align(node: Node, dtype: str | None = None) -> int:

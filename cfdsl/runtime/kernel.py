@@ -18,6 +18,8 @@ from cfdsl.runtime import artifacts, device, preload, toolchain, torch_op
 from cfdsl.runtime.arguments import DTYPES, argument_errors, check_arguments, in_order, unchecked_strides
 from cfdsl.runtime.cache import Entry
 from cfdsl.runtime.contents import content_errors
+from cfdsl.runtime.recording import recording
+from cfdsl.runtime.timeline import Record
 
 # What the bits of the status word mean (the second word of the workspace `ws_sync`, set by the kernel and never cleared by it).
 STATUS_ARG, STATUS_WORD = "ws_sync", 1
@@ -192,6 +194,17 @@ class Kernel:
                 if sync.is_cuda:
                     torch.cuda.synchronize(sync.device)
         return tuple(text for bit, text in STATUS.items() if flags >> bit & 1)
+
+    def trace(self, *args: torch.Tensor, warmup: int = 3, **kwargs: torch.Tensor) -> list[Record]:
+        """Launch, and return when each CTA did each step: of the last launch, after `warmup` others behind which it starts under PDL.
+
+        For a kernel that was compiled with trace=True (NotTraced otherwise), on the current CUDA device. Synchronises. `stage_times` and
+        `chrome_trace` of cfdsl.runtime.timeline make a table and a file of it; `cfdsl.runtime.recording` records several kernels.
+        """
+        with recording([self], warmup + 1) as made:
+            for _ in range(warmup + 1):
+                self(*args, **kwargs)
+        return made.timeline()[-1][1]
 
     # ---- looking ------------------------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ PRIMITIVES = (
     "rings.Ring", "rings.init", "rmsnorm.mean_square", "rmsnorm.rsqrt", "rope.angles",
     "rope.rotate", "stream.Rows", "stream.Tokens", "stream.rows", "stream.tile_count", "stream.tokens",
     "terms.load", "terms.push", "terms.store",
+    "trace.anchor", "trace.mark",
 )  # fmt: skip
 
 
