@@ -285,8 +285,9 @@ class Proof:
                 self.wrong(f"round {r} is armed with {protocol.tx[r]} bytes, but {total} arrive", f"{where}: {spelled} = {total}")
             if (rank, r, s, number) not in self.waits:
                 self.wrong("a rank may leave while a peer still writes to it", f"{where} of round {r} is not waited for")
-            if len(self.arms.get((rank, r, s, number), ())) != 1:
-                self.wrong(f"a phase of round {r} is not armed exactly once", f"{where}: {len(self.arms.get((rank, r, s, number), ()))} times")
+            arms = len(self.arms.get((rank, r, s, number), ()))
+            if arms != 1:
+                self.wrong(f"a phase of round {r} is not armed exactly once", f"{where}: {arms} times")
             for push in pushes:
                 self._counted_right((rank, r, s, number), push)
                 if push.act.by == BULK and not protocol.closes and self._unheard(push):
