@@ -21,7 +21,7 @@ def emit_collective(design: Design) -> str:
     constants = [
         f"RANKS, CTAS, WARPS, THREADS = {request.cluster}, {request.clusters * request.cluster}, {design.warps}, {32 * design.warps}",
         f"REPEAT = {request.repeat}",
-        _route(design) if design.offchip else _channel(design),
+        route_text(design) if design.offchip else channel_text(design),
         f"ATTRS = dict(cluster={request.cluster}, maxnreg=None)",
     ]
     text = "\n".join(["@cute.kernel", f"def kernel({_params(design)}):", *(f"    {line}" for line in body)])
@@ -49,8 +49,8 @@ def _at(design: Design, name: str) -> int:
     return design.protocol.place(name).offset
 
 
-def _channel(design: Design) -> str:
-    """The arena's constants: every number is the protocol's."""
+def channel_text(design: Design) -> str:
+    """The place in the arena, as a constant of the module: every number is the protocol's."""
     request, protocol, names = design.request, design.protocol, {place.name for place in design.protocol.places}
     box = protocol.place("pairs" if "pairs" in names else "box") if names & {"pairs", "box"} else None
     fields = [
@@ -66,7 +66,8 @@ def _channel(design: Design) -> str:
     return _folded("CHANNEL = channel.Channel(", fields)
 
 
-def _route(design: Design) -> str:
+def route_text(design: Design) -> str:
+    """The way through device memory, as a constant of the module."""
     request = design.request
     fields = [
         f"groups={request.clusters}", f"members={request.cluster}", f"warps={design.warps}", f"n={design.sent}",
