@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from cfdsl.compiler.cost import explain
     from cfdsl.dsl.interpret import interpret
     from cfdsl.runtime.build import compile
+    from cfdsl.runtime.collective import collective, collective_algorithms
     from cfdsl.runtime.kernel import Kernel
 
 __version__ = "0.1.0"
@@ -87,6 +88,8 @@ __all__ = [
     "cluster_reduce",
     "cluster_reduce_scatter",
     "clusters",
+    "collective",
+    "collective_algorithms",
     "compile",
     "concat",
     "explain",
@@ -120,6 +123,8 @@ __all__ = [
 
 _LAZY = {
     "compile": "cfdsl.runtime.build",
+    "collective": "cfdsl.runtime.collective",
+    "collective_algorithms": "cfdsl.runtime.collective",
     "Kernel": "cfdsl.runtime.kernel",
     "interpret": "cfdsl.dsl.interpret",
     "Config": "cfdsl.compiler.config",

@@ -453,6 +453,27 @@ class CompileFailed(CfdslError):
     _remedy = "this is a mistake in cfdsl; report it with the generated source."
 
 
+@dataclass(eq=False, kw_only=True)
+class AlgorithmUnsupported(CfdslError):
+    """No algorithm, or not the one that was asked for, can do a collective. `reasons` says why, of each that was looked at."""
+
+    request: str
+    algorithm: str | None
+    reasons: Sequence[tuple[str, str]]
+    possible: Sequence[str] = ()
+
+    @property
+    def message(self) -> str:
+        text = f"{self.request} cannot be done{f' by {self.algorithm!r}' if self.algorithm else ''}:"
+        return text + "".join(f"\n  - {name}: {why}" for name, why in self.reasons)
+
+    @property
+    def remedy(self) -> str:
+        if self.possible:
+            return f"use {_list([repr(name) for name in self.possible])}, or leave the algorithm to the cost model."
+        return "use a smaller payload or a larger cluster, or write it with several calls."
+
+
 # ---- runtime -----------------------------------------------------------------------------------------------------------------------
 
 
