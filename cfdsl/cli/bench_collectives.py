@@ -25,8 +25,8 @@ def bench_collectives(
     algorithms: Annotated[
         str | None,
         typer.Option(
-            help="chosen, all, push, bulk, scatter_gather, doubling, multicast, global; comma-separated. Only what has both `chosen` "
-            "and `global` says when on-chip communication pays.",
+            help="chosen, all, push, bulk, scatter_gather, doubling, multicast, global; comma-separated. Without `global` there is "
+            "nothing to say about when on-chip communication pays.",
             show_default=False,
         ),
     ] = None,

@@ -17,7 +17,7 @@ from cfdsl.cli.units import plural, size
 COUNTING = (
     "cycles, us: one exchange inside a kernel, launch excluded: the SM clock cycles of a kernel that does many exchanges back to back, "
     "less those of one that does few, over the difference. Of a cluster its slowest rank; the median over clusters and launches.",
-    "launch us: a launch with one exchange, as one of 200 in a CUDA graph. Buffers are small and stay in L2.",
+    "launch us: a launch with one exchange, as one of 200 in a CUDA graph, with programmatic dependent launch. Buffers stay in L2.",
     "payload: bytes of x on one rank (lse: of o; m and l are 8 bytes per head more). As many clusters as the GPU holds at one CTA per SM.",
     "B/clk/SM: bytes that a rank pushes per cycle, or where it pushes none, moves to and from device memory. GB/s: of one SM, and of all "
     "that send. of push: over the push bandwidth in this run. x floor: cycles over those of one way of a push and the pushed bytes at the "
@@ -26,9 +26,14 @@ COUNTING = (
 PAPER_NOTE = (
     "Table 1 of arXiv 2508.18850, launch included; its set-up is not documented. Read here as: total data of 32 clusters of 4, one launch "
     "each. So 32 KB are 256 B per CTA, and 256 KB are 2 KB. Ours is counted alike: 32 clusters of 4, f16, a launch in a CUDA graph of "
-    "many. The other reading, size per cluster, has no bar. The paper's GPU is an H100; ours is the one named above.",
+    "many, with programmatic dependent launch. The other reading, size per cluster, has no bar. The paper's GPU is an H100; ours is the "
+    "one named above.",
 )
 READING = {"total": "total data", "cluster": "per cluster"}
+PAYS_NOTE = (
+    "Cycles inside a kernel, the fastest way on the chip against the one through global memory; ends are measured payloads. For values "
+    "that CTAs have computed: a multicast, whose source is global memory, does not count."
+)
 VERDICTS = {
     "wins": ("[green]DSMEM wins[/green]", "on chip"),
     "even": ("even, within 5 %", "either"),
@@ -140,7 +145,7 @@ def pays_panel(rows: list[dict[str, Any]]) -> Any:
                 entry["operator"], str(entry["cluster"]), span(size(low), size(high)), VERDICTS[part["verdict"]][0], ratio,
                 ", ".join(part["algorithms"]),
             )  # fmt: skip
-    lines = ["Cycles inside a kernel, the fastest way on the chip against the one through global memory; ends are measured payloads."]
+    lines = [PAYS_NOTE]
     if not rows:
         lines.append("Nothing was measured both on the chip and off it.")
     return panel("When does on-chip communication pay", *dim(lines), Text(), made)

@@ -87,6 +87,12 @@ def test_operators_and_sizes_are_apart_and_one_rank_is_no_exchange() -> None:
     ]  # fmt: skip
 
 
+def test_a_multicast_is_no_way_for_what_a_cta_has_computed() -> None:
+    rows = [row("gather", 4, "multicast", 100, chosen=True), row("gather", 4, "push", 500), row("gather", 4, "global", 400)]
+    assert pays(*rows) == [("loses", 4, 4)]
+    assert pays(rows[0], rows[2]) == []
+
+
 # ---- the push bandwidth --------------------------------------------------------------------------------------------------------------
 
 
@@ -146,11 +152,27 @@ def test_large_gathers_against_the_push_bandwidth(cycles: float, share: str, met
     rows = [row("sum", 16384, "push", 3072), *gathers]
     got, found = bars(rows)[2]
     assert found is met
-    assert got == f"{share}: {49152 / cycles:.1f} of 16.0 B/clk/SM (push; sum of 16,384 B)"
+    assert got.startswith(f"{share}: {49152 / cycles:.1f} of 16.0 B/clk/SM (push; sum of 16,384 B)")
 
 
 def test_a_gather_that_is_the_reference_says_so() -> None:
     assert bars([row("gather", 16384, "push", 3072, chosen=True)])[2] == ("100%: 16.0 of 16.0 B/clk/SM (push; which is this row)", True)
+
+
+def test_where_a_multicast_is_chosen_the_gather_from_shared_memory_has_a_bar_too() -> None:
+    """49152 bytes: in 1536 cycles 32 a cycle, twice the 16 of the push; in 4096 cycles 12, 75 %."""
+    rows = [row("gather", 16384, "multicast", 1536, chosen=True), row("gather", 16384, "bulk", 4096), row("sum", 16384, "push", 3072)]
+    assert bars(rows)[2:] == [
+        ("200%: 32.0 of 16.0 B/clk/SM (multicast; sum of 16,384 B)", True),
+        ("75%: 12.0 of 16.0 B/clk/SM (bulk; sum of 16,384 B)", False),
+    ]
+    assert bars(rows[::2])[3] == ("not measured", None)
+
+
+def test_the_share_without_latency_is_told_beside_the_bar() -> None:
+    """Between the gathers 24576 bytes in 1536 cycles: 16 a cycle; the larger one 49152 / 3413 = 14.4, 90 % of it."""
+    rows = [row("gather", 16384, "push", 3413, chosen=True), row("gather", 8192, "push", 1877)]
+    assert bars(rows)[2] == ("100%: 14.4 of 14.4 B/clk/SM (push; which is this row); 90% of 16.0 without latency", True)
 
 
 def test_small_gathers_tell_nothing() -> None:

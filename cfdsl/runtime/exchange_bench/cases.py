@@ -23,6 +23,7 @@ OPERATORS: dict[str, tuple[str, str]] = {
     "broadcast": ("broadcast", "sum"),
 }
 CHOSEN, ALL, OFF_CHIP = "chosen", "all", "global"
+FROM_MEMORY = ("multicast",)  # on the chip, of what lies in global memory: no way for what a CTA has computed
 ALGORITHMS = (CHOSEN, ALL, "push", "bulk", "scatter_gather", "doubling", "multicast", OFF_CHIP)
 
 PossibleAlgorithms = Callable[..., Iterable[str]]
@@ -101,19 +102,15 @@ class Grid:
     algorithms: tuple[str, ...]
 
 
-PAYLOADS = (4, 512, 4096, 8192, 16384, 65536)
-PAIR = (CHOSEN, OFF_CHIP)
+PAYLOADS = (4, 512, 2048, 4096, 8192, 16384, 65536)
+FINE_PAYLOADS = (4, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 BASES = {
-    "quick": Grid((4,), (4, 512, 16384), ("sum", "gather"), PAIR),
-    "default": Grid((2, 4, 8, 16), PAYLOADS, ("sum", "gather"), PAIR),
-    "full": Grid((1, 2, 4, 8, 16), (4, 16, 64, 256, 512, 1024, 2048, *PAYLOADS[2:5], 32768, 65536), tuple(OPERATORS), (ALL,)),
+    "quick": Grid((4,), (4, 512, 16384), ("sum", "gather"), (CHOSEN, "push", OFF_CHIP)),
+    "default": Grid((2, 4, 8, 16), PAYLOADS, ("sum", "gather"), (ALL,)),
+    "full": Grid((1, 2, 4, 8, 16), FINE_PAYLOADS, tuple(OPERATORS), (ALL,)),
 }
-# What `bench collectives` does unless it is restricted: every algorithm, and every operator, over 4 ranks; the two that matter over others.
-DEFAULT = (
-    Grid((4,), PAYLOADS, ("sum", "gather"), (ALL,)),
-    Grid((4,), PAYLOADS, ("max", "lse", "reduce_scatter", "broadcast"), PAIR),
-    Grid((2, 8, 16), PAYLOADS, ("sum", "gather"), PAIR),
-)
+# What `bench collectives` does unless it is restricted: the two operators that matter everywhere, the others over 4 ranks.
+DEFAULT = (BASES["default"], Grid((4,), PAYLOADS, ("max", "lse", "reduce_scatter", "broadcast"), (CHOSEN, OFF_CHIP)))
 
 
 def grids(mode: str, **given: Sequence[Any] | None) -> tuple[Grid, ...]:

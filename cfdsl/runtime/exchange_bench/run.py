@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from cfdsl.compiler.parts import Part
 from cfdsl.runtime import measure
 from cfdsl.runtime.exchange_bench import paper, verdicts
-from cfdsl.runtime.exchange_bench.cases import OFF_CHIP, Case, Grid, PossibleAlgorithms, algorithms_of, expand, resident
+from cfdsl.runtime.exchange_bench.cases import FROM_MEMORY, OFF_CHIP, Case, Grid, PossibleAlgorithms, algorithms_of, expand, resident
 from cfdsl.runtime.exchange_bench.timing import GRAPH_LAUNCHES, Bench, Exchange, inside, sm_clock
 from cfdsl.runtime.exchange_bench.warm import Log, warm
 
@@ -94,11 +95,12 @@ def rates(row: Row, clock_ghz: float, part: Part) -> Row:
     """Time in us, bandwidth per sending SM and of all of them, and the least that the part allows, from a row with cycles.
 
     Bandwidth counts the bytes that a rank pushes to others, or of a row that pushes none those that it moves to and from device memory.
-    The floor is one way of a push plus the pushed bytes at the fastest rate that was ever measured; None where nothing is pushed.
+    The floor is one way of a push plus the pushed bytes at the fastest rate that was ever measured; None where nothing is pushed by SMs.
     """
     moved = row["bytes_pushed"] or row["bytes_global"]
     per_clock = moved / row["cycles"]
-    floor = part.timing.st_async_cycles + row["bytes_pushed"] / verdicts.FASTEST_PUSH if row["bytes_pushed"] else None
+    pushes = row["bytes_pushed"] and row["algorithm"] not in FROM_MEMORY
+    floor = part.timing.st_async_cycles + row["bytes_pushed"] / verdicts.FASTEST_PUSH if pushes else None
     return {
         "us": row["cycles"] / clock_ghz / 1e3,
         "b_per_clk": per_clock,
@@ -127,7 +129,8 @@ def bench_collectives(
     what was left out is named. factory, possible: in place of `cfdsl.collective` and `cfdsl.collective_algorithms`.
     """
     started = time.monotonic()
-    factory, possible = factory or face("collective"), possible or face("collective_algorithms")
+    factory = factory or face("collective")
+    possible = possible or partial(face("collective_algorithms"), part=part)
     lab = Lab(part, factory, device, runs, started + budget_s, log=log)
     cases, left_out = expand(grids, part, possible)
     compared, impossible = paper_cases(possible) if with_paper else ({}, [])

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from cfdsl.compiler.parts import Part
-from cfdsl.runtime.exchange_bench.cases import OPERATORS
+from cfdsl.runtime.exchange_bench.cases import FROM_MEMORY, OPERATORS
 from cfdsl.runtime.exchange_bench.paper import READINGS, PaperRow
 
 Row = dict[str, Any]
@@ -151,17 +151,25 @@ def gather_bars(rows: Sequence[Row], push: Mapping[int, Mapping[str, Any]]) -> l
         largest = max(row["payload"] for row in gathers if row["cluster"] == cluster and row["on_chip"] and row["bytes_pushed"])
         row = chosen(gathers, cluster=cluster, payload=largest)
         failed = failure(rows, operator="gather", cluster=cluster, payload=largest)
-        name, wanted = f"gather of {largest:,} B over {cluster}", f"{BAR_GATHER:.0%} of this run's push"
-        if row is None or failed or cluster not in push:
-            found.append(bar(name, wanted, failed or "no push was measured at this cluster size", None))
-            continue
-        reference = push[cluster]
-        itself = row["algorithm"] == "push" and (reference["operator"], reference["payload"]) == ("gather", largest)
-        share = row["b_per_clk"] / reference["b_per_clk"]
-        source = "which is this row" if itself else f"{reference['operator']} of {reference['payload']:,} B"
-        got = f"{share:.0%}: {row['b_per_clk']:.1f} of {reference['b_per_clk']:.1f} B/clk/SM ({row['algorithm']}; {source})"
-        found.append(bar(name, wanted, got, share >= BAR_GATHER))
+        found.append(gather_bar(row, f"gather of {largest:,} B over {cluster}", failed, push.get(cluster)))
+        if row is not None and row["algorithm"] in FROM_MEMORY:
+            held = chosen((other for other in gathers if other["algorithm"] not in FROM_MEMORY), cluster=cluster, payload=largest)
+            found.append(gather_bar(held, f"the same, from shared memory over {cluster}", None, push.get(cluster)))
     return found or [bar("large gathers", f"{BAR_GATHER:.0%} of this run's push", "not measured", None)]
+
+
+def gather_bar(row: Row | None, name: str, failed: str | None, reference: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One gather; the share of what a further byte costs between the largest gathers, without latency, is told beside it."""
+    wanted = f"{BAR_GATHER:.0%} of this run's push"
+    if row is None or failed or reference is None:
+        return bar(name, wanted, failed or ("not measured" if row is None else "no push was measured at this cluster size"), None)
+    itself = (row["algorithm"], row["operator"], row["payload"]) == ("push", reference["operator"], reference["payload"])
+    source = "which is this row" if itself else f"{reference['operator']} of {reference['payload']:,} B"
+    share = row["b_per_clk"] / reference["b_per_clk"]
+    got = f"{share:.0%}: {row['b_per_clk']:.1f} of {reference['b_per_clk']:.1f} B/clk/SM ({row['algorithm']}; {source})"
+    if reference["marginal"]:
+        got += f"; {row['b_per_clk'] / reference['marginal']:.0%} of {reference['marginal']:.1f} without latency"
+    return bar(name, wanted, got, share >= BAR_GATHER)
 
 
 # ---- when does on-chip communication pay ---------------------------------------------------------------------------------------------
@@ -170,12 +178,13 @@ def gather_bars(rows: Sequence[Row], push: Mapping[int, Mapping[str, Any]]) -> l
 def when_it_pays(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """For each operator and cluster size: payload ranges, ends included, in which the chip's own way beats the one through L2.
 
-    Each payload compares the fastest algorithm on the chip with "global", by the cycles inside a kernel. Neighbouring payloads with one
+    Each payload compares the fastest algorithm on the chip with "global", by the cycles inside a kernel; what a CTA has computed cannot be
+    multicast, so that does not count. Neighbouring payloads with one
     verdict are a range: "wins", "loses", "even" (within 5 %), or "off chip": "global" was chosen, and nothing on the chip measured.
     speedup: the lowest and highest of the range; algorithms: the fastest ones in it, in the order of their payloads.
     """
     found = []
-    good = [row for row in sound(rows) if row["cluster"] > 1]
+    good = [row for row in sound(rows) if row["cluster"] > 1 and row["algorithm"] not in FROM_MEMORY]
     names = list(OPERATORS)
     for operator, cluster in sorted({(row["operator"], row["cluster"]) for row in good}, key=lambda key: (names.index(key[0]), key[1])):
         mine = [row for row in good if (row["operator"], row["cluster"]) == (operator, cluster)]
