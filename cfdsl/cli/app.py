@@ -22,7 +22,7 @@ app = typer.Typer(
 app.command("compile")(compile_cmd.compile_)
 app.command("show")(show.show)
 app.command("explain")(explain.explain)
-app.command("bench")(bench.bench)
+app.command("bench", cls=bench.BenchCommand)(bench.bench)
 
 app.command("models")(listings.models)
 app.command("parts")(listings.parts)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,25 @@ from cfdsl.cli.panels import panel
 from cfdsl.cli.report import config_record, request_record
 from cfdsl.cli.request import Request, takes_request
 from cfdsl.cli.units import size
+
+
+class BenchCommand(typer.core.TyperCommand):
+    """`bench FUSION ...`; `bench collectives ...` is a command with other options, parsed where it is named first."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        """The context of the one or the other."""
+        if args[:1] == ["collectives"]:
+            return collectives_command().make_context(f"{info_name} collectives", args[1:], *rest, **extra)
+        return super().make_context(info_name, args, *rest, **extra)
+
+
+def collectives_command() -> Any:
+    """`bench collectives` as a command of its own."""
+    from cfdsl.cli.bench_collectives import bench_collectives
+
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    app.command("collectives")(bench_collectives)
+    return typer.main.get_command(app)
 
 
 @takes_request("kv_len")
@@ -39,7 +59,10 @@ def bench(
         typer.Option("--trace", help="Write when each stage ran here, for Perfetto (at the longest KV length).", show_default=False),
     ] = None,
 ) -> None:
-    """Measure a kernel on the GPU at hand, L2-cold and under CUDA graphs, beside torch."""
+    """Measure a kernel on the GPU at hand, L2-cold and under CUDA graphs, beside torch.
+
+    `bench collectives` measures exchanges instead, and has options of its own: `bench collectives --help`.
+    """
     from cfdsl.cli.gpu import gpu_part
 
     kv_lens = parse_lengths(kv_len)
