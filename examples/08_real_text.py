@@ -24,7 +24,7 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, 
 import cfdsl as cf
 from fusions.decoder import Decoder
 
-QUESTION = "What is the capital of France?"
+QUESTION = "What is gravity?"
 NEW_TOKENS = 32
 
 

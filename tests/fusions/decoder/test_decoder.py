@@ -131,6 +131,16 @@ def test_the_callers_caches_and_weights_are_used_where_they_are() -> None:
     assert {tensor.data_ptr() for tensor in (*weights.values(), *(cache for pair in caches for cache in pair))} <= where
 
 
+def test_parameters_and_inference_mode() -> None:
+    """A module's weights need no gradient here, and what is made in inference mode works outside of it."""
+    weights = random_weights(TINY, "f16")
+    want = list(make(weights=weights).generate(PROMPT, 3))
+    with torch.inference_mode():
+        decoder = make(weights={name: torch.nn.Parameter(tensor) for name, tensor in weights.items()})
+    assert list(decoder.generate(PROMPT, 3)) == want
+    assert not decoder.logits.requires_grad
+
+
 def test_launches_come_in_the_models_order_and_share_kernels() -> None:
     decoder = make()
     assert [name for name, _ in decoder.kernels] == ["embedding", *["attention_block", "ffn_block"] * 2, "lm_head"]
