@@ -1,6 +1,7 @@
 """cfdsl: cluster dataflow graphs for fused decode kernels. `import cfdsl as cf` is the whole language.
 
-Importing this loads neither torch nor cutlass: what needs them (`compile`, `Kernel`, `interpret`) is loaded when it is first used.
+Importing this loads neither torch nor cutlass: what needs them (`compile`, `Kernel`, `interpret`, `oracle`) is loaded when
+it is first used.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from cfdsl.runtime.build import compile
     from cfdsl.runtime.collective import collective, collective_algorithms
     from cfdsl.runtime.kernel import Kernel
+    from cfdsl.runtime.oracle import Oracle, oracle
 
 __version__ = "0.1.0"
 
@@ -71,6 +73,7 @@ __all__ = [
     "Mesh",
     "ModelConfig",
     "Node",
+    "Oracle",
     "Outputs",
     "Partial",
     "PlacedGraph",
@@ -109,6 +112,7 @@ __all__ = [
     "mean_square",
     "merge_heads",
     "mul",
+    "oracle",
     "outputs",
     "parse",
     "place",
@@ -130,6 +134,8 @@ _LAZY = {
     "collective": "cfdsl.runtime.collective",
     "collective_algorithms": "cfdsl.runtime.collective",
     "Kernel": "cfdsl.runtime.kernel",
+    "oracle": "cfdsl.runtime.oracle",
+    "Oracle": "cfdsl.runtime.oracle",
     "interpret": "cfdsl.dsl.interpret",
     "Config": "cfdsl.compiler.config",
     "explain": "cfdsl.compiler.cost",
