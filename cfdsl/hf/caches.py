@@ -16,19 +16,20 @@ import torch
 from torch import Tensor
 
 KNOWN = "transformers 4.51 to 5.x"
+COUNTS = ("cumulative_length", "cumulative_length_int")
 
 
 @dataclass(frozen=True)
 class StaticTensors:
     """A StaticCache's tensors: (k, v) per layer, and what counts its tokens.
 
-    counters    of each layer, 0-d integers on the device; none where the model is told by `cache_position`
-    int_counts  layers that also count on the host
+    counters  of each layer, 0-d integers on the device; none where the model is told by `cache_position`
+    sliding   layers that forget: they also count on the host
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
     counters: tuple[Tensor, ...]
-    int_counts: tuple[Any, ...]
+    sliding: tuple[Any, ...]
 
     @property
     def capacity(self) -> int:
@@ -44,8 +45,10 @@ class StaticTensors:
         """One token more, as the layers' own update would count it; on the device, in one launch."""
         if self.counters:
             torch._foreach_add_(list(self.counters), 1)
-        for layer in self.int_counts:
-            layer.cumulative_length_int += 1
+        for layer in self.sliding:
+            for name in COUNTS:
+                if isinstance(getattr(layer, name, None), int):
+                    setattr(layer, name, getattr(layer, name) + 1)
 
 
 def has_tokens(cache: Any) -> bool:
@@ -75,7 +78,7 @@ def static_tensors(cache: Any) -> StaticTensors | None:
     if not pairs or not all(isinstance(tensor, Tensor) and tensor.dim() == 4 for pair in pairs for tensor in pair):
         return None
     counters = tuple(layer.cumulative_length for layer in layers if isinstance(getattr(layer, "cumulative_length", None), Tensor))
-    return StaticTensors(tuple(pairs), counters, tuple(layer for layer in layers if hasattr(layer, "cumulative_length_int")))
+    return StaticTensors(tuple(pairs), counters, tuple(layer for layer in layers if getattr(layer, "is_sliding", False)))
 
 
 def tokens_before(cache: Any, found: StaticTensors, call: Mapping[str, Any]) -> Tensor | int:

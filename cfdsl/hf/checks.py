@@ -197,7 +197,7 @@ def _cache(model: Any, sizes: ModelConfig, cache: Any, found: StaticTensors) -> 
         yield "its cache has tensors that are not contiguous", "make a new StaticCache"
     if getattr(cache, "offloading", False):
         yield "its cache is offloaded to the CPU", "make the StaticCache without offloading"
-    window, rolls = sliding_window(model), bool(found.int_counts)
+    window, rolls = sliding_window(model), bool(found.sliding)
     if window is not None and (capacity > window or rolls and capacity == window):
         yield (
             f"the model attends to the last {window} tokens only, and its cache is for {'at least ' if rolls else ''}{capacity}",

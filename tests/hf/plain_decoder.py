@@ -1,4 +1,4 @@
-"""fusions.decoder.Decoder's face over plain PyTorch in float32: what a patched model is held against where the kernels are not the point."""
+"""fusions.decoder.Decoder's face over plain PyTorch in float32: for tests where the kernels are not the point."""
 
 from __future__ import annotations
 
@@ -57,8 +57,10 @@ class PlainDecoder:
     def advance(self) -> None:
         self.token.copy_(self.next_token)
 
-    def generate(self, prompt_ids: Sequence[int], max_new_tokens: int, *, sampler: Callable[[Tensor], Tensor] | None = None, eos: Any = None,
-                 prefill: Any = None) -> Iterator[int]:  # fmt: skip
+    def generate(
+        self, prompt_ids: Sequence[int], max_new_tokens: int, *, sampler: Callable[[Tensor], Tensor] | None = None, eos: Any = None,
+        prefill: Any = None,
+    ) -> Iterator[int]:  # fmt: skip
         ends = {eos} if isinstance(eos, int) else set(eos or ())
         self.length.zero_()
         for token in prompt_ids:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 PROMPT = [[3, 1, 4, 1, 5, 9, 2, 6]]
 SIZES = {
-    "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
-    "vocab_size": 96, "max_position_embeddings": 256, "eos_token_id": None, "bos_token_id": None, "pad_token_id": 0,
+    "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 64, "vocab_size": 96, "max_position_embeddings": 256, "eos_token_id": None, "bos_token_id": None, "pad_token_id": 0,
 }  # fmt: skip
 
 
