@@ -1,6 +1,7 @@
 """cfdsl: cluster dataflow graphs for fused decode kernels. `import cfdsl as cf` is the whole language.
 
-Importing this loads neither torch nor cutlass: what needs them (`compile`, `Kernel`, `interpret`) is loaded when it is first used.
+Importing this loads neither torch nor cutlass: what needs them (`compile`, `Kernel`, `interpret`, `oracle`) is loaded when
+it is first used.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from cfdsl.dsl.interpret import interpret
     from cfdsl.runtime.build import compile
     from cfdsl.runtime.kernel import Kernel
+    from cfdsl.runtime.oracle import Oracle, oracle
 
 __version__ = "0.1.0"
 
@@ -69,6 +71,7 @@ __all__ = [
     "Mesh",
     "ModelConfig",
     "Node",
+    "Oracle",
     "Outputs",
     "Partial",
     "PlacedGraph",
@@ -104,6 +107,7 @@ __all__ = [
     "mean_square",
     "merge_heads",
     "mul",
+    "oracle",
     "outputs",
     "parse",
     "place",
@@ -123,6 +127,8 @@ __all__ = [
 _LAZY = {
     "compile": "cfdsl.runtime.build",
     "Kernel": "cfdsl.runtime.kernel",
+    "oracle": "cfdsl.runtime.oracle",
+    "Oracle": "cfdsl.runtime.oracle",
     "interpret": "cfdsl.dsl.interpret",
     "Config": "cfdsl.compiler.config",
     "explain": "cfdsl.compiler.cost",

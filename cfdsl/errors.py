@@ -326,6 +326,19 @@ class ModelUnsupported(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
+class WeightsMismatch(CfdslError):
+    """The tensors given are not the weights of the model. `problems` lists every one that is missing or wrong."""
+
+    model: str
+    problems: Sequence[str]
+    _remedy = "pass the tensors of the model's Hugging Face state_dict, in the decoder's dtype and all on its device."
+
+    @property
+    def message(self) -> str:
+        return f"these are not the weights of {self.model}:" + "".join(f"\n  - {problem}" for problem in self.problems)
+
+
+@dataclass(eq=False, kw_only=True)
 class UnknownModel(CfdslError):
     """No preset has this name, and no config.json lies there."""
 
@@ -483,6 +496,26 @@ class CacheFull(CfdslError):
     capacity: int
     _says = "the cache {cache!r} is full: it holds {length} of {capacity} tokens and a call appends one."
     _remedy = "allocate a larger cache, or drop tokens from it."
+
+
+@dataclass(eq=False, kw_only=True)
+class CapacityExceeded(CfdslError):
+    """A prompt and the tokens to generate have no room in the caches."""
+
+    prompt: int
+    new: int
+    capacity: int
+    _says = "{prompt} tokens of the prompt and {new} new ones do not fit caches of {capacity} tokens."
+    _remedy = "make the decoder with a capacity of at least their sum, or ask for fewer tokens."
+
+
+@dataclass(eq=False, kw_only=True)
+class BatchUnsupported(CfdslError):
+    """More (or fewer) sequences than the one that a decoder decodes."""
+
+    batch: int
+    _says = "a batch of {batch} sequences is not supported: a decoder decodes one."
+    _remedy = "decode the sequences one after another, each with a decoder (and caches) of its own or with reset() in between."
 
 
 @dataclass(eq=False, kw_only=True)

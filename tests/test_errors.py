@@ -119,6 +119,11 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: use a model without these; cfdsl computes llama, mistral and qwen2 attention (docs/concepts.md).",
     ),
     (
+        errors.WeightsMismatch(model="tiny", problems=["a: missing, of shape (2,)", "b: its dtype is float32, it must be bfloat16"]),
+        "these are not the weights of tiny:\n  - a: missing, of shape (2,)\n  - b: its dtype is float32, it must be bfloat16\n"
+        "  remedy: pass the tensors of the model's Hugging Face state_dict, in the decoder's dtype and all on its device.",
+    ),
+    (
         errors.UnknownModel(name="llama-9", known=("a", "b")),
         "there is no model 'llama-9': no preset has this name and no config.json lies there.\n"
         "  remedy: use one of a, b, or the path of a Hugging Face config.json.",
@@ -182,6 +187,16 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         errors.CacheFull(cache="cache", length=128, capacity=128),
         "the cache 'cache' is full: it holds 128 of 128 tokens and a call appends one.\n"
         "  remedy: allocate a larger cache, or drop tokens from it.",
+    ),
+    (
+        errors.CapacityExceeded(prompt=20, new=100, capacity=64),
+        "20 tokens of the prompt and 100 new ones do not fit caches of 64 tokens.\n"
+        "  remedy: make the decoder with a capacity of at least their sum, or ask for fewer tokens.",
+    ),
+    (
+        errors.BatchUnsupported(batch=4),
+        "a batch of 4 sequences is not supported: a decoder decodes one.\n"
+        "  remedy: decode the sequences one after another, each with a decoder (and caches) of its own or with reset() in between.",
     ),
     (
         errors.LengthOutOfRange(argument="length", value=-1, low=0, high=127),

@@ -11,6 +11,7 @@ from cfdsl.compiler.lowering.multicast import gather_shared
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
 from cfdsl.compiler.lowering.stores import share_of, store
 from cfdsl.compiler.plan import Arg, Barrier, Buffer, KernelPlan, Ring, Step
+from cfdsl.compiler.signature import signature
 from cfdsl.dsl.graph import ITEMSIZE, Graph, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Shard
@@ -70,30 +71,13 @@ def _from_arguments(b: Builder, node: Node) -> bool:
 
 
 def _args(b: Builder) -> tuple[Arg, ...]:
-    """Launch arguments: inputs and weights in the order of the spec, caches, outputs, workspaces."""
+    """Launch arguments: the signature, then workspaces."""
     graph: Graph = b.placed.graph
     leaves = [node for node in graph.nodes if node.op in ("input", "weight")]
     if SYNC_WORKSPACE.name in b.taken:
         src = next((node.src for node in leaves if node.attr("name") == SYNC_WORKSPACE.name), None)
         raise DuplicateName(name=SYNC_WORKSPACE.name, first="the kernel's own workspace", second="an argument", src=src)
-    args = [Arg(n.attr("name"), n.type.shape, n.type.dtype, n.op, align=_align(n)) for n in leaves]
-    for node in graph.leaves("kv_cache"):
-        batch, heads, tokens, dim = node.type.shape
-        shape = (batch, heads, tokens, dim) if node.attr("layout") == "bhtd" else (batch, tokens, heads, dim)
-        mutated = bool(graph.effects)
-        args += [Arg(f"{node.attr('name')}_{kv}", shape, node.type.dtype, "cache", mutated) for kv in "kv"]
-    args += [Arg(name, node.type.shape, graph.dtype, "output", mutated=True) for name, node in graph.outputs]
-    return (*args, SYNC_WORKSPACE, *b.workspaces.values())
-
-
-def _align(node: Node) -> int:
-    """Vectors are read 16 bytes at a time; a single index only needs its own size."""
-    size = 1
-    for dim in node.type.shape:
-        if isinstance(dim, str):
-            return 16
-        size *= dim
-    return 16 if size * ITEMSIZE[node.type.dtype] % 16 == 0 else ITEMSIZE[node.type.dtype]
+    return (*signature(graph), SYNC_WORKSPACE, *b.workspaces.values())
 
 
 def _allocate(b: Builder, ring: Ring | None) -> tuple[tuple[Buffer, ...], tuple[Barrier, ...], int]:
