@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,25 @@ from cfdsl.cli.panels import panel
 from cfdsl.cli.report import config_record, request_record
 from cfdsl.cli.request import Request, takes_request
 from cfdsl.cli.units import size
+
+
+class BenchCommand(typer.core.TyperCommand):
+    """`bench FUSION ...`; `bench decode ...` is a command with other options, parsed where it is named first."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        """The context of the one or the other."""
+        if args[:1] == ["decode"]:
+            return decode_command().make_context(f"{info_name} decode", args[1:], *rest, **extra)
+        return super().make_context(info_name, args, *rest, **extra)
+
+
+def decode_command() -> Any:
+    """`bench decode` as a command of its own."""
+    from cfdsl.cli.bench_decode import bench_decode
+
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    app.command("decode")(bench_decode)
+    return typer.main.get_command(app)
 
 
 @takes_request("kv_len")
@@ -35,7 +55,10 @@ def bench(
         Path | None, typer.Option("--plot", help="Draw the times into this file (.png, .svg, .pdf).", show_default=False)
     ] = None,
 ) -> None:
-    """Measure a kernel on the GPU at hand, L2-cold and under CUDA graphs, beside torch."""
+    """Measure a kernel on the GPU at hand, L2-cold and under CUDA graphs, beside torch.
+
+    `bench decode` measures whole decode steps of a model instead, and has options of its own: `bench decode --help`.
+    """
     from cfdsl.cli.gpu import gpu_part
 
     kv_lens = parse_lengths(kv_len)

@@ -54,6 +54,9 @@ class PlainDecoder:
         self.length += 1
         self.steps += 1
 
+    def status(self) -> tuple[str, ...]:
+        return ()
+
     def advance(self) -> None:
         self.token.copy_(self.next_token)
 

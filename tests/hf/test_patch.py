@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,12 +16,7 @@ from cfdsl.errors import DecodeRefused, Errors, ModelUnsupported, NotPatched, Pa
 from cfdsl.hf import patch, unpatch
 
 
-@pytest.fixture(autouse=True)
-def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[PlainDecoder]]:
-    monkeypatch.setattr("cfdsl.hf.session.decoder_class", lambda: PlainDecoder)
-    PlainDecoder.made.clear()
-    yield PlainDecoder
-    PlainDecoder.made.clear()
+pytestmark = pytest.mark.usefixtures("plain")
 
 
 def static(model: Any, tokens: int = 64) -> Any:
