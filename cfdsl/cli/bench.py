@@ -78,14 +78,14 @@ def bench(
         plot_times(record, plot)
 
 
-def parse_lengths(text: str) -> list[int]:
+def parse_lengths(text: str, option: str = "--kv-len") -> list[int]:
     """`1024,4096` as numbers; every one of them at least 0."""
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:
         found = []
     if not found or min(found) < 0:
-        raise BadOption(option="--kv-len", value=text, expected="numbers of tokens separated by commas, such as 1024,4096")
+        raise BadOption(option=option, value=text, expected="numbers of tokens separated by commas, such as 1024,4096")
     return found
 
 

@@ -15,7 +15,6 @@ import cfdsl as cf
 from cfdsl.errors import DecodeRefused, Errors, ModelUnsupported, NotPatched, PatchRefused
 from cfdsl.hf import patch, unpatch
 
-
 pytestmark = pytest.mark.usefixtures("plain")
 
 
