@@ -315,10 +315,10 @@ def load_terms(
     for i in cutlass.range_constexpr(shape.chunks_per_lane):
         c = frag.chunk(shape, i)
         if c < shape.chunks:
-            h = c * 8 // dim
+            h = (frag.start(shape, i) + c * 8) // dim
             top = Float32(LOWEST)
             for s in cutlass.range_constexpr(splits):
-                frag.load8(outs.iterator + (s * heads * dim + c * 8), raw[(None, s)])
+                frag.load8(outs.iterator + (s * heads * dim + frag.start(shape, i) + c * 8), raw[(None, s)])
                 top = cute.arch.fmax(top, stats[(s * heads + h) * 2])
             total = Float32(0.0)
             for s in cutlass.range_constexpr(splits):

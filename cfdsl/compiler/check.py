@@ -73,7 +73,7 @@ def _continues(plan: KernelPlan, i: int) -> bool:
     if step.op != "gemv" or before.op != "gemv" or step.out != before.out:
         return False
     tiles = before.params["tiles"]
-    return bool(step.params["first"] == before.params["first"] + tiles.tiles * tiles.rows)
+    return bool(step.params["first"] == before.params["first"] + tiles.run)
 
 
 def hazards(plan: KernelPlan) -> Found:

@@ -41,7 +41,7 @@ def _rows(plan: KernelPlan, tiles: RowTiles) -> tuple[int, int]:
         share = next(share for share in plan.shares if share.name == tiles.share)
         starts = [tiles.row0.at(at) for at in corners(plan)]
         return min(starts), max(starts) + max(_count(share, cta) for cta in (0, share.ctas - 1))
-    run = tiles.tiles * tiles.rows
+    run = tiles.run
     span = (run // tiles.block_rows - 1) * tiles.block_stride + tiles.block_rows if tiles.block_rows else run
     starts = [tiles.row0.at(at) for at in corners(plan)]
     return min(starts), max(starts) + span

@@ -47,9 +47,10 @@ class Oracle:
         check_arguments(self._checked, args, "cpu")
         tensors = {arg.name: value for arg, value in zip(self.args, args, strict=True)}
         self._flags.update(_out_of_range(self.placed.graph, tensors))
-        result = interpret(self.placed, tensors)
-        for name, value in {**result.caches, **result.outputs}.items():
-            tensors[name].copy_(value)
+        with torch.no_grad():  # weights may be parameters; like a kernel, this has no gradient
+            result = interpret(self.placed, tensors)
+            for name, value in {**result.caches, **result.outputs}.items():
+                tensors[name].copy_(value)
 
     def status(self, clear: bool = False) -> tuple[str, ...]:
         """What calls flagged since the flags were last cleared, in a kernel's words; empty if nothing."""

@@ -51,9 +51,10 @@ class Decoder:
             wrong += cache_errors(self.model, caches, capacity, DTYPES[dtype])
         cf.errors.raise_all(wrong)
         self.device = weights[EMBEDDING].device
-        self.caches: Caches = self._allocate() if caches is None else list(caches)
         self.runners: dict[str, Runner] = kernels(self.model, dtype, backend, part, capacity, settings or {})
-        self.state = new_state(self.model, dtype, capacity, self.device)
+        with torch.inference_mode(False):  # made in that mode they could only be written in that mode
+            self.caches: Caches = self._allocate() if caches is None else list(caches)
+            self.state = new_state(self.model, dtype, capacity, self.device)
         self.token, self.next_token = self.state.token, self.state.next_token
         self.length, self.logits = self.state.length, self.state.logits
         self.launches: list[Launch] = launches(self.model, weights, self.caches, self.state, self.runners)

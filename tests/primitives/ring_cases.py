@@ -18,7 +18,10 @@ from primitives import attention, stream
 
 @dataclass(frozen=True)
 class Matrix:
-    """A harness matrix-vector product: the tile shape, where in the matrix it starts, tiles of two streams, the ring's depth."""
+    """A harness matrix-vector product: the tile shape, where in the matrix it starts, runs of rows of two streams, the ring's depth.
+
+    A run is `shape.rows` rows: a tile, or `shape.pieces` of them.
+    """
 
     shape: stream.Rows
     first: int = 5
@@ -34,13 +37,14 @@ def product(name: str, m: Matrix) -> Case:
     s, tiles = m.shape, m.first + m.second
     starts = (2, 9)
     rows = max(starts) + max(s.rows, s.block_stride) * tiles
-    ring = ring_kernels.ring_of(m.stages, -(-s.rows * s.cols * 2 // 128) * 128)
+    ring = ring_kernels.ring_of(m.stages, -(-s.rows * s.tile_cols * 2 // 128) * 128)
     made = ring if m.arrivals is None else type(ring)(**{**vars(ring), "warps": m.arrivals})
 
     def make(variant: Any) -> list[Tensor]:
         return [random("f32", s.cols), random(m.dtype, rows, s.ld), tensors.ints(*starts, m.col0)]
 
     def row_of(start: int, tile: int) -> int:
+        """The first row of a run of whole rows: tile / pieces of them are before it."""
         if not s.block_rows:
             return start + tile * s.rows
         per_block = s.block_rows // s.rows
@@ -68,6 +72,9 @@ PRODUCT_CASES = (
     product("blocks", Matrix(stream.Rows(cols=512, ld=512, rows=2, warps_per_row=4, block_rows=4, block_stride=11))),
     product("column slice, many rows", Matrix(stream.Rows(cols=64, ld=576, rows=40, warps_per_row=1), col0=128)),
     product("column slice, ragged", Matrix(stream.Rows(cols=288, ld=576, rows=12, warps_per_row=2), col0=288, dtype="f16")),
+    product("2 pieces, ragged", Matrix(stream.Rows(cols=11008, ld=11008, rows=1, warps_per_row=8, pieces=2), stages=5)),
+    product("3 pieces, column slice", Matrix(stream.Rows(cols=6144, ld=8192, rows=1, warps_per_row=8, pieces=3), 11, 1, 2, 1024, "f16")),
+    product("7 pieces, fewer chunks than lanes", Matrix(stream.Rows(cols=896, ld=896, rows=1, warps_per_row=8, pieces=7), stages=4)),
     product("column slice, blocks", Matrix(stream.Rows(cols=256, ld=512, rows=8, warps_per_row=1, block_rows=16, block_stride=20), col0=8)),
 )
 

@@ -100,6 +100,13 @@ def test_bad_arguments_are_all_named_and_nothing_is_written() -> None:
     assert tensors["y"].isnan().all()
 
 
+def test_parameters_get_no_gradient() -> None:
+    tensors, block = inputs(), cf.oracle(attention_block, MODEL)
+    block(**{name: torch.nn.Parameter(value) if name in ("wq", "wo", "norm") else value for name, value in tensors.items()})
+    assert not tensors["y"].requires_grad
+    assert not tensors["cache_k"].requires_grad
+
+
 def test_a_tensor_at_any_address_will_do() -> None:
     tensors, block = inputs(), cf.oracle(attention_block, MODEL)
     shifted = torch.empty(tensors["norm"].numel() + 1, dtype=torch.bfloat16)[1:].copy_(tensors["norm"])

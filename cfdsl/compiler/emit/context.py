@@ -43,13 +43,16 @@ class Context:
         text = f"stream.Rows(cols={tiles.cols}, ld={tiles.ld}, rows={tiles.rows}, warps_per_row={tiles.warps_per_row}"
         if tiles.block_rows:
             text += f", block_rows={tiles.block_rows}, block_stride={tiles.block_stride}"
+        if tiles.pieces > 1:
+            text += f", pieces={tiles.pieces}"
         return self.constant(base.upper(), text + f", warps={self.warps})")
 
     def fragment(self, tiles: RowTiles) -> str:
-        """A constant whose fragments are those of `tiles`: any stream with the same columns and warps per row will do."""
+        """A constant whose fragments are those of `tiles`: any stream with the same columns, pieces and warps per row will do."""
         want = (f"stream.Rows(cols={tiles.cols}, ", f"warps_per_row={tiles.warps_per_row},")
+        pieces = f"pieces={tiles.pieces}," if tiles.pieces > 1 else ""
         for constant, text in self.constants.items():
-            if text.startswith(want[0]) and want[1] in text + ",":
+            if text.startswith(want[0]) and want[1] in text and (pieces in text if pieces else "pieces=" not in text):
                 return constant
         return self.rows("ROW", tiles)
 

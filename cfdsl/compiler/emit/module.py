@@ -9,15 +9,13 @@ import textwrap
 from cfdsl.compiler.emit.attention import head_base, holder
 from cfdsl.compiler.emit.context import DTYPES, Context, fold
 from cfdsl.compiler.emit.steps import emit_step, tiles_of
-from cfdsl.compiler.geometry import RowTiles
+from cfdsl.compiler.geometry import MOST_REGISTERS, RowTiles, thread_registers
 from cfdsl.compiler.names import MODULES
 from cfdsl.compiler.names import identifier as name
 from cfdsl.compiler.plan import Buffer, KernelPlan, Step
 from cfdsl.dsl.graph import Src
 
 WIDTH = 140
-REGISTERS_PER_SM = 65536
-MOST_REGISTERS = 255  # that a thread can have
 
 
 def emit(plan: KernelPlan) -> str:
@@ -64,15 +62,11 @@ def _constants(c: Context) -> str:
 
 
 def _maxnreg(plan: KernelPlan) -> int | None:
-    """The register cap that lets `ctas_per_sm` CTAs share an SM; None if one CTA has it to itself.
-
-    An SM has four partitions with a quarter of the registers each, and a warp lives in one: what counts is the fullest partition.
-    """
+    """The register cap that lets `ctas_per_sm` CTAs share an SM; None if one CTA has it to itself."""
     if plan.config.ctas_per_sm == 1:
         return None
-    warps_per_partition = -(-plan.config.ctas_per_sm * plan.threads // 32 // 4)
-    each = REGISTERS_PER_SM // 4 // warps_per_partition // 32 // 8 * 8
-    return each if each <= MOST_REGISTERS else None
+    each = thread_registers(plan.threads // 32, plan.config.ctas_per_sm)
+    return each if each < MOST_REGISTERS else None
 
 
 def _symbols(plan: KernelPlan) -> dict[str, tuple[str, int]]:

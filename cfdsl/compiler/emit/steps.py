@@ -105,7 +105,10 @@ def tiles_of(c: Context, tiles: Any) -> int | str:
     if tiles.share is None:
         return tiles.tiles
     rows = rows_of(c, tiles.share)
-    return tiles.tiles if isinstance(rows, int) else f"{rows} // {tiles.rows}"
+    if isinstance(rows, int):
+        return int(tiles.tiles)
+    nth = rows if tiles.rows == 1 else f"{rows} // {tiles.rows}"
+    return nth if tiles.pieces == 1 else f"{nth} * {tiles.pieces}"
 
 
 EMITTERS: dict[str, Callable[[Context, dict[str, Any]], Lines]] = {

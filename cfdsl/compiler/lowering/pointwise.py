@@ -180,7 +180,7 @@ def mean_square(b: Builder, x: Node, node: Node, where: Where, tiles: RowTiles) 
 
 def fragment_var(b: Builder, node: Node, where: Where, tiles: RowTiles) -> Expr:
     """`node` as a fragment in a named variable, computed once per geometry and place."""
-    key = (node, "fragment", tiles.cols, tiles.warps_per_row, where)
+    key = (node, "fragment", tiles.cols, tiles.pieces, tiles.warps_per_row, where)
     if key not in b.values:
         tree = expression(b, node, where, tiles)
         name = b.variable({"add": "h", "rms_norm": "normed", "input": node.attr("name") or "x"}.get(node.op, "v") + "_frag")
