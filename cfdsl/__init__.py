@@ -51,6 +51,7 @@ from cfdsl.errors import CfdslError, Errors, TraceError
 from cfdsl.models import PRESETS, ModelConfig, RopeScaling, rope_inv_freq
 
 if TYPE_CHECKING:
+    from cfdsl import hf
     from cfdsl.compiler.config import Config
     from cfdsl.compiler.cost import explain
     from cfdsl.dsl.interpret import interpret
@@ -105,6 +106,7 @@ __all__ = [
     "grid_gather",
     "grid_reduce",
     "grid_reduce_scatter",
+    "hf",
     "input",
     "interpret",
     "kv_cache",
@@ -139,6 +141,7 @@ _LAZY = {
     "interpret": "cfdsl.dsl.interpret",
     "Config": "cfdsl.compiler.config",
     "explain": "cfdsl.compiler.cost",
+    "hf": "cfdsl.hf",
 }
 
 
@@ -146,7 +149,8 @@ def __getattr__(name: str) -> Any:
     """Load what needs torch or cutlass on first use."""
     if name not in _LAZY:
         raise AttributeError(f"module 'cfdsl' has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
+    module = import_module(_LAZY[name])
+    value = module if name == "hf" else getattr(module, name)
     globals()[name] = value
     return value
 
