@@ -86,7 +86,8 @@ def stress(target: str = "", call: int | None = None) -> Iterator[None]:
     """While a kernel is traced: delays for who is late, bounded waits, and the barrier `target` left out.
 
     `call` counts the calls of `target` in program order from 0; None leaves all of them out. `target` is one of cta.consumer_sync,
-    exchange.wait, ring.wait, ring.acquire, grid.barrier, grid.meet; or empty, to delay and leave nothing out. ValueError if no call was dropped.
+    exchange.wait, ring.wait, ring.acquire, grid.barrier, grid.meet; or empty, to delay and leave nothing out. ValueError if no call was
+    dropped.
     """
     global _stress
     state = _stress = _Stress(target, call)

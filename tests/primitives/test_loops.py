@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import cases
 import pytest
+import soak
 from cases import Case
 from expect import no_local_memory, only_the_frames_cluster_barriers, ptx_has, right_and_repeatable
 
@@ -95,3 +97,9 @@ def test_the_primitives_do_what_the_protocol_says(case: Case) -> None:
 @pytest.mark.parametrize("case", cases.LOOPS, ids=lambda case: case.name)
 def test_every_call_is_right(case: Case) -> None:
     right_and_repeatable(case)
+
+
+@pytest.mark.gpu
+def test_a_million_exchanges() -> None:
+    """In loops of random lengths, of all cluster sizes, under a CUDA graph with programmatic dependent launch; see soak.py."""
+    print(soak.soak(1_000_000, random.randrange(2**32)))
