@@ -11,6 +11,7 @@ One cluster works on one KV head, or on several, or several clusters share one. 
           which is worth more than even shares where a model is small.
     out   "gather": attention's result is gathered over the grid, then each CTA computes whole rows of y: deterministic.
           "atomic": each head's cluster adds its own term of all of y to device memory. Needs qkv "rows" or "split_k".
+    residual  False: there is no input `residual`, and h = x, for a caller whose x is the residual stream already.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ def attention_block(
     qkv: Literal["grid", "rows", "split_k"] = "grid",
     out: Literal["gather", "atomic"] = "gather",
     layout: Literal["bhtd", "bthd"] = "bhtd",
+    residual: bool = True,
 ) -> cf.Outputs:
     """y = x + residual + attention. `length` counts the tokens in the cache before the call; `pos` is the new token's position."""
     x = cf.input("x", (batch, m.hidden))
-    residual = cf.input("residual", (batch, m.hidden))
+    h = x + cf.input("residual", (batch, m.hidden)) if residual else x
     pos = cf.input("pos", (batch,), "i32")
     length = cf.input("length", (batch,), "i32")
     cos = cf.input("cos", ("positions", m.rotary_dim // 2), "f32")
@@ -50,7 +52,6 @@ def attention_block(
     if m.qkv_bias:
         bq, bk, bv = cf.weight("bq", (q_size,)), cf.weight("bk", (kv_size,)), cf.weight("bv", (kv_size,))
 
-    h = x + residual
     normed = cf.rms_norm(h, norm, m.norm_eps)
     if qkv == "grid":
         if out == "atomic":
@@ -98,8 +99,9 @@ def attention_block(
 
 @attention_block.reference
 def reference(
-    m: cf.ModelConfig, tensors: dict[str, Tensor], precision: str = "f64", *, qkv: str = "grid", out: str = "gather", layout: str = "bhtd"
-) -> dict[str, Tensor]:
+    m: cf.ModelConfig, tensors: dict[str, Tensor], precision: str = "f64", *, qkv: str = "grid", out: str = "gather", layout: str = "bhtd",
+    residual: bool = True,
+) -> dict[str, Tensor]:  # fmt: skip
     """What the block must compute, as one would write it in PyTorch.
 
     Returns y (batch, hidden), not rounded, and cache_k, cache_v as they are after the call (new tensors). precision: "f32" or "f64".
@@ -111,7 +113,7 @@ def reference(
 
     dtype = torch.float64 if precision == "f64" else torch.float32
     t = {name: value.to(dtype) if value.is_floating_point() and not name.startswith("cache_") else value for name, value in tensors.items()}
-    h = t["x"] + t["residual"]
+    h = t["x"] + t["residual"] if residual else t["x"]
     normed = F.rms_norm(h, (m.hidden,), t["norm"], m.norm_eps)
     q, k, v = (F.linear(normed, t[f"w{n}"], t[f"b{n}"] if m.qkv_bias else None).view(len(h), -1, m.head_dim) for n in "qkv")
     q, k = (_rotate(m, heads, t["cos"], t["sin"], t["pos"]) for heads in (q, k))
@@ -162,6 +164,7 @@ def example_inputs(
     qkv: str = "grid",
     out: str = "gather",
     layout: str = "bhtd",
+    residual: bool = True,
 ) -> dict[str, Tensor]:
     """Random tensors for one call of the kernel, scaled so that scores and outputs are of the size they have in a model.
 
@@ -181,7 +184,7 @@ def example_inputs(
 
     lengths = [length] * batch if isinstance(length, int) else list(length)
     room = max(1, *lengths, max(lengths) + 1) if capacity is None else capacity
-    t = {name: normal(batch, m.hidden) for name in ("x", "residual")}
+    t = {name: normal(batch, m.hidden) for name in (("x", "residual") if residual else ("x",))}
     t["pos"] = torch.tensor([max(0, n) for n in lengths], dtype=torch.int32, device=device)
     t["length"] = torch.tensor(lengths, dtype=torch.int32, device=device)
     t["cos"], t["sin"] = _rope_tables(m, max(room, *lengths) + 1, device)

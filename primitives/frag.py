@@ -2,6 +2,7 @@
 
 The vector is cut into chunks of 8. The `warps_per_row` warps of a row group share it: chunk `c` belongs to lane `c % 32` of warp
 `(c // 32) % warps_per_row`; the row groups hold the same thing. A thread has `8 x chunks_per_lane` values in float32, zeros past the end.
+A vector that meets rows in pieces (see `stream.Rows`) is spread piece by piece, each in this way.
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ from primitives import cta
 
 @cute.jit
 def chunk(shape: cutlass.Constexpr, i: cutlass.Constexpr) -> Int32:
-    """The number of this thread's chunk `i`; at or past `shape.chunks` where the thread has none."""
+    """The number, in its piece of the row, of this thread's chunk `i`; at or past `shape.chunks` where the thread has none."""
     warp_in_row = cta.warp() % shape.warps_per_row
-    return warp_in_row * 32 + cta.lane() + i * (32 * shape.warps_per_row)
+    return warp_in_row * 32 + cta.lane() + i % shape.tile_chunks_per_lane * (32 * shape.warps_per_row)
+
+
+def start(shape: cutlass.Constexpr, i: int) -> int:
+    """The first column of the piece that this thread's chunk `i` lies in."""
+    return i // shape.tile_chunks_per_lane * shape.tile_cols
 
 
 @cute.jit
@@ -40,9 +46,9 @@ def load(src: cute.Tensor, shape: cutlass.Constexpr, col0: Int32 = 0) -> cute.Te
         c = chunk(shape, i)
         if cutlass.const_expr(shape.ragged):
             if c < shape.chunks:
-                load8(src.iterator + (col0 + c * 8), raw[(None, i)])
+                load8(src.iterator + (col0 + start(shape, i) + c * 8), raw[(None, i)])
         else:
-            load8(src.iterator + (col0 + c * 8), raw[(None, i)])
+            load8(src.iterator + (col0 + start(shape, i) + c * 8), raw[(None, i)])
     return raw.load().to(Float32)
 
 
@@ -65,4 +71,5 @@ def store(dst: cute.Tensor, value: cute.TensorSSA, shape: cutlass.Constexpr, col
     for i in cutlass.range_constexpr(shape.chunks_per_lane):
         c = chunk(shape, i)
         if (c < shape.chunks) & (cta.warp() < shape.warps_per_row):
-            cute.autovec_copy(out[(None, i)], cute.make_tensor((dst.iterator + (col0 + c * 8)).align(16), cute.make_layout(8)))
+            at = dst.iterator + (col0 + start(shape, i) + c * 8)
+            cute.autovec_copy(out[(None, i)], cute.make_tensor(at.align(16), cute.make_layout(8)))

@@ -15,11 +15,12 @@ from primitives import ring as rings
 
 
 @cute.jit
-def _dot(row: cute.Tensor, x: cute.Tensor, n: cutlass.Constexpr) -> Float32:
+def _dot(row: cute.Tensor, x: cute.Tensor, n: cutlass.Constexpr, first: cutlass.Constexpr) -> Float32:
+    """The product of `n` chunks with those of `x` from chunk `first`, in the calling thread."""
     acc = Float32(0.0)
     for i in cutlass.range_constexpr(n):
         for j in cutlass.range_constexpr(8):
-            acc += row[j, i].to(Float32) * x[j, i]
+            acc += row[j, i].to(Float32) * x[j, first + i]
     return acc
 
 
@@ -28,13 +29,13 @@ def _fetch(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32, dtype: cutlas
     """Wait for tile `at`, take this thread's part of it into registers, and release the stage: before any arithmetic."""
     rings.wait(smem, ring, at)
     group = cta.warp() // shape.warps_per_row
-    tile = rings.slot(smem, ring, at, dtype) + group * shape.cols
+    tile = rings.slot(smem, ring, at, dtype) + group * shape.tile_cols
     for r in cutlass.range_constexpr(shape.rows // shape.row_groups):
-        for i in cutlass.range_constexpr(shape.chunks_per_lane):
+        for i in cutlass.range_constexpr(shape.tile_chunks_per_lane):
             c = frag.chunk(shape, i)
             if cutlass.const_expr(shape.ragged):
                 c = cutlass.min(c, Int32(shape.chunks - 1))  # past the end `x` is zero: any finite weight will do
-            frag.load8(tile + (r * shape.row_groups * shape.cols + c * 8), into[(None, i, r)])
+            frag.load8(tile + (r * shape.row_groups * shape.tile_cols + c * 8), into[(None, i, r)])
     rings.release(smem, ring, at)
 
 
@@ -43,23 +44,25 @@ def rows(
     smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32, x: cute.Tensor, dtype: cutlass.Constexpr, shape: cutlass.Constexpr,
     tiles: Int32, part: cute.Tensor,
 ) -> Int32:
-    """Eat `tiles` tiles of rows; row `r` of tile `t` is `part[:, t * shape.rows + r]`. Returns the number of the next tile.
+    """Eat `tiles` tiles of rows; row `r` of tile `t` is `part[:, t // pieces * shape.rows + r]`. Returns the number of the next tile.
 
     All consumer threads. Before: the producer streams, or will stream, the same tiles with `stream.rows`; `x` f32 (8, chunks_per_lane) is
     the vector as `frag` spreads it, 0 past its end, in registers (`frag.hold`). Tiles hold values of the 16-bit type `dtype`. After a
-    consumer barrier: `part` f32 (warps_per_row, >= tiles x rows) has each warp's terms.
+    consumer barrier: `part` f32 (warps_per_row, >= tiles / pieces x rows) has each warp's terms. `tiles` is a multiple of the pieces.
 
     A warp takes a batch of tiles per round, the next tile's values on their way to registers while it multiplies the last one's, and adds
-    up all rows of the batch over its lanes together (`warp.totals`): reductions, not products, are what a lone row costs.
+    up all rows of the batch over its lanes together (`warp.totals`): reductions, not products, are what a lone row costs. Rows in pieces
+    cost registers for the whole vector, and for two tiles; which piece a tile of the batch holds is known at compile time.
     """
     per_warp = cutlass.const_expr(shape.rows // shape.row_groups)
-    batch = cutlass.const_expr(max(2, 8 // per_warp))
-    cpl = cutlass.const_expr(shape.chunks_per_lane)
+    pieces = cutlass.const_expr(shape.pieces)
+    batch = cutlass.const_expr(pieces * max(2, 8 // (per_warp * pieces)))
+    cpl = cutlass.const_expr(shape.tile_chunks_per_lane)
     w = cta.warp()
     lane = cta.lane()
     even = cute.make_rmem_tensor((8, cpl, per_warp), dtype)
     odd = cute.make_rmem_tensor((8, cpl, per_warp), dtype)
-    rows_at_once = cutlass.const_expr(batch * per_warp)
+    rows_at_once = cutlass.const_expr(batch // pieces * per_warp)
     sums = cute.make_rmem_tensor(rows_at_once, Float32)
     few = cute.make_rmem_tensor(8, Float32)
     if tiles > 0:
@@ -70,15 +73,18 @@ def rows(
             if first + (u + 1) < tiles:
                 _fetch(smem, ring, at + first + (u + 1), dtype, shape, then)
             for r in cutlass.range_constexpr(per_warp):
-                sums[u * per_warp + r] = _dot(now[(None, None, r)], x, cpl)
+                term = _dot(now[(None, None, r)], x, cpl, u % pieces * cpl)
+                if cutlass.const_expr(u % pieces > 0):
+                    term += sums[u // pieces * per_warp + r]
+                sums[u // pieces * per_warp + r] = term
         for some in cutlass.range_constexpr(0, rows_at_once, 8):
             for v in cutlass.range_constexpr(8):
                 few[v] = sums[some + v] if some + v < rows_at_once else Float32(0.0)
             acc = warp.totals(few, 8)
             mine = some + warp.index(lane, 8)
-            tile = first + mine // per_warp
+            tile = first + mine // per_warp * pieces
             if (lane % 4 == 0) & (mine < rows_at_once) & (tile < tiles):
-                row = tile * shape.rows + w // shape.warps_per_row + (mine % per_warp) * shape.row_groups
+                row = tile // pieces * shape.rows + w // shape.warps_per_row + (mine % per_warp) * shape.row_groups
                 part[w % shape.warps_per_row, row] = acc
     return at + tiles
 

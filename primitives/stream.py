@@ -24,6 +24,9 @@ class Rows:
 
     A CTA's rows come in blocks of `block_rows` adjacent rows, `block_stride` rows apart (one block per head; 0: a single run).
     `warps_per_row` consumer warps share a row; the other warps work on other rows of the tile.
+
+    Rows longer than a ring stage come in `pieces` equal pieces of columns, one after the other: tile t then holds piece t % pieces of
+    its rows, `rows` x (cols / pieces) elements.
     """
 
     cols: int
@@ -33,19 +36,30 @@ class Rows:
     block_rows: int = 0
     block_stride: int = 0
     warps: int = 8
+    pieces: int = 1
 
     @property
     def row_groups(self) -> int:
         return self.warps // self.warps_per_row
 
     @property
+    def tile_cols(self) -> int:
+        """Columns of a tile: a whole row's, or a piece's."""
+        return self.cols // self.pieces
+
+    @property
     def chunks(self) -> int:
-        """16-byte pieces of a row."""
-        return self.cols // 8
+        """16-byte chunks of a row of a tile."""
+        return self.tile_cols // 8
+
+    @property
+    def tile_chunks_per_lane(self) -> int:
+        return -(-self.chunks // (32 * self.warps_per_row))
 
     @property
     def chunks_per_lane(self) -> int:
-        return -(-self.chunks // (32 * self.warps_per_row))
+        """Of the whole row, all pieces of it."""
+        return self.pieces * self.tile_chunks_per_lane
 
     @property
     def ragged(self) -> bool:
@@ -83,32 +97,34 @@ def rows(
 
     All lanes of the producer warp. `weight` is in global memory, of a 16-bit type, flat or (*, ld), and 16-byte aligned at every row and
     at `col0`. Tile `at + t` fills its stage with `rows` x `cols` elements, row-major without gaps, and counts rows x cols x 2 bytes on the
-    stage's full barrier. Returns when the last copy is issued, not when it has landed.
+    stage's full barrier (of rows in pieces: tile_cols for cols). Returns when the last copy is issued, not when it has landed.
 
     Whole rows lie together and take one bulk copy a tile; parts of rows take one copy a row, spread over the lanes.
     """
     width = cutlass.const_expr(weight.element_type.width // 8)
+    cols = cutlass.const_expr(shape.tile_cols)
     lane = cute.arch.lane_idx()
     for t in cutlass.range(tiles, unroll=1):
-        row = row0 + t * shape.rows
+        nth = t // shape.pieces
+        row = row0 + nth * shape.rows
         if cutlass.const_expr(shape.block_rows > 0):
             tiles_per_block = shape.block_rows // shape.rows
-            row = row0 + (t // tiles_per_block) * shape.block_stride + (t % tiles_per_block) * shape.rows
+            row = row0 + (nth // tiles_per_block) * shape.block_stride + (nth % tiles_per_block) * shape.rows
         g = at + t
         rings.acquire(smem, ring, g)
         rings.pace(smem, ring, g)
         dst = rings.slot(smem, ring, g, weight.element_type)
         full = rings.full_barrier(smem, ring, g)
-        src = weight.iterator + (Int64(row) * shape.ld + col0)
+        src = weight.iterator + (Int64(row) * shape.ld + (col0 + t % shape.pieces * cols))
         if lane == 0:
-            rings.announce(smem, ring, g, Int32(shape.rows * shape.cols * width))
-        if cutlass.const_expr(shape.cols == shape.ld):
+            rings.announce(smem, ring, g, Int32(shape.rows * cols * width))
+        if cutlass.const_expr(shape.rows == 1 or cols == shape.ld):
             if lane == 0:
-                copy_bulk(dst, src, shape.rows * shape.cols * width, full, policy)
+                copy_bulk(dst, src, shape.rows * cols * width, full, policy)
         else:
             cute.arch.sync_warp()
             for r in cutlass.range(lane, shape.rows, 32, unroll=1):
-                copy_bulk(dst + r * shape.cols, src + Int64(r) * shape.ld, shape.cols * width, full, policy)
+                copy_bulk(dst + r * cols, src + Int64(r) * shape.ld, cols * width, full, policy)
     return at + tiles
 
 

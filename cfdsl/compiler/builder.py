@@ -13,7 +13,7 @@ from typing import Any
 
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.geometry import RowTiles, Share, tile_rows
+from cfdsl.compiler.geometry import RowTiles, Share, least_stage, tile_rows
 from cfdsl.compiler.names import identifier, reserved
 from cfdsl.compiler.plan import Arg, Barrier, Exchange, Step, Stream
 from cfdsl.dsl.graph import ITEMSIZE, Node, Src
@@ -46,7 +46,7 @@ class Builder:
     workspaces: dict[str, Arg] = field(default_factory=dict)
     shares: dict[str, Share] = field(default_factory=dict)
     values: dict[Any, Any] = field(default_factory=dict)  # by node, or by (node, form)
-    flags: list[tuple[str, str, str, str]] = field(default_factory=list)  # (status bit, clamped variable, argument, full cache)
+    flags: list[tuple[str, str, str, str, Affine]] = field(default_factory=list)  # (status bit, clamped variable, argument, cache, element)
     clears: list[tuple[str, str]] = field(default_factory=list)  # (workspace, share) to zero once read
     hoisted: list[tuple[Node, Node]] = field(default_factory=list)
     variables: set[str] = field(default_factory=set)
@@ -111,7 +111,7 @@ class Builder:
 
     def buffer(self, base: str, shape: tuple[int, ...], dtype: str = "f32", peer_written: bool = False) -> str:
         name = self.fresh(base)
-        self.buffers[name] = BufferSpec(name, shape, dtype, peer_written, first=0 if peer_written else 1 << 30)
+        self.buffers[name] = BufferSpec(name, shape, dtype, peer_written, first=self.met if peer_written else 1 << 30)
         return name
 
     def variable(self, base: str) -> str:
@@ -149,6 +149,11 @@ class Builder:
         self.steps.append(Step("sync", "barrier among the consumer warps"))
         self.synced()
 
+    @property
+    def met(self) -> int:
+        """The step from which on no peer pushes what belongs to earlier steps: the one after the last grid barrier, else the first."""
+        return max((at + 1 for at, step in enumerate(self.steps) if step.op == "grid_barrier"), default=0)
+
     def synced(self) -> None:
         """The step just appended has a barrier among the consumer warps in it."""
         self.dirty.clear()
@@ -172,10 +177,10 @@ class Builder:
 
     def stream_rows(self, node: Node, weight: str, tiles: RowTiles) -> int:
         stream = Stream(
-            weight, (weight,), ITEMSIZE[node.args[1].type.dtype], tiles.rows, tiles.cols, tiles.tiles,
-            contiguous=tiles.cols == tiles.ld,
-            blocks=tiles.tiles * tiles.rows // tiles.block_rows if tiles.block_rows else 1,
-            block_rows=tiles.block_rows or tiles.tiles * tiles.rows, block_stride=tiles.block_stride, ld=tiles.ld, src=node.src,
+            weight, (weight,), ITEMSIZE[node.args[1].type.dtype], tiles.rows, tiles.tile_cols, tiles.tiles,
+            contiguous=tiles.rows == 1 or tiles.cols == tiles.ld,
+            blocks=tiles.run // tiles.block_rows if tiles.block_rows else 1,
+            block_rows=tiles.block_rows or tiles.run, block_stride=tiles.block_stride, ld=tiles.ld, src=node.src,
         )  # fmt: skip
         self.streams.append(stream)
         return len(self.streams) - 1
@@ -183,12 +188,13 @@ class Builder:
     def share(self, rows: int, cols: int, itemsize: int) -> Share:
         """The partition of `rows` output rows over all CTAs; one per number of rows, so that values of equal length line up.
 
-        A granule is as many rows as one ring stage holds of `cols` columns.
+        A granule is as many rows as one ring stage holds of `cols` columns; one row, if a row takes several stages.
         """
         name = f"rows{rows}"
         granule = tile_rows(cols, itemsize, self.config.stage_bytes, rows)
         if granule == 0:
-            raise ConfigError(name="stage_bytes", value=self.config.stage_bytes, expected=f"at least {cols * itemsize}, one weight row")
+            expected = f"at least {least_stage(cols, itemsize)}, a piece of a weight row"
+            raise ConfigError(name="stage_bytes", value=self.config.stage_bytes, expected=expected)
         if name not in self.shares:
             self.shares[name] = Share(name, rows, granule, self.placed.mesh.ctas)
         return self.shares[name]

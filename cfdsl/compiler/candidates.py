@@ -8,6 +8,7 @@ from math import ceil
 from typing import Any
 
 from cfdsl.compiler.config import CLUSTER_SIZES, Config
+from cfdsl.compiler.geometry import MAX_PIECES, WARP_SPLITS, product_registers, row_pieces, thread_registers
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.traffic import leaf_of, size_of
 from cfdsl.dsl.graph import ITEMSIZE, Graph, Node
@@ -149,14 +150,26 @@ def refused_by_slices(placed: PlacedGraph, config: Config, sizes: Mapping[str, i
         name = leaf_of(node.args[1]).attr("name")
         if width % COPY_BYTES:
             reasons[f"a rank's slice of a row of {name} is {width} bytes, not a multiple of {COPY_BYTES}"] = None
-        elif width > config.stage_bytes:
-            reasons[f"a row of {name} is {width:,} bytes, a ring stage {config.stage_bytes:,}"] = None
+        else:
+            reasons |= dict.fromkeys(_refused_row(name, width, ITEMSIZE[node.args[1].type.dtype], config))
     for node in placed.graph.leaves("cluster_reduce_scatter"):
         shape = node.types[0].shape
         held = size_of(shape[node.attr("dim")], sizes) * 4 // config.cluster_size
         if held % COPY_BYTES:
             reasons[f"a rank's slice in {node.op} is {held} bytes, not a multiple of {COPY_BYTES}"] = None
     return list(reasons)
+
+
+def _refused_row(name: str, width: int, itemsize: int, config: Config) -> Iterator[str]:
+    """Whether a row of `width` bytes comes through the ring, and the vector that it meets fits the registers."""
+    pieces = row_pieces(width // itemsize, itemsize, config.stage_bytes)
+    if not pieces:
+        yield f"a row of {name} is {width:,} bytes, a ring stage {config.stage_bytes:,}: up to {MAX_PIECES} equal pieces do not fit"
+    else:
+        chunks = ceil(width // itemsize // pieces / 8 / (32 * min(config.warps, WARP_SPLITS[0])))
+        need, have = product_registers(chunks, pieces), thread_registers(config.warps + 1, config.ctas_per_sm)
+        if need > have:
+            yield f"the vector that rows of {name} meet takes about {need} registers of a thread, of {have}"
 
 
 def row_bytes(placed: PlacedGraph, node: Node, sizes: Mapping[str, int]) -> int:

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 
 from cfdsl.compiler.affine import Affine
 
+WARP_SPLITS = (16, 8, 4, 2, 1)  # warps that may share a row
+MAX_PIECES = 16  # of a row that is longer than a stage
+OTHER_REGISTERS = 26  # of a product's loop, for addresses and sums: with 24 left, 11008 bf16 columns spill (ptxas of CUDA 13, sm_90a)
+REGISTERS_PER_SM = 65536
+MOST_REGISTERS = 255  # that a thread can have
 HEADS_PER_WARP = 4  # query heads of one KV head that a warp keeps in registers; mirrors `primitives.attention.Attend`
-MAX_FRAGMENT_CHUNKS = 7  # 8 f32 registers each
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,8 @@ class RowTiles:
     """Tiles of one weight matrix as one CTA walks them; mirrors `primitives.stream.Rows`.
 
     `row0` is the first row (in elements of rows), `col0` the first column. `tiles` is the most any CTA has; `share` names the mesh-wide
-    row partition where CTAs may have one granule more or less than each other (None: all have `tiles`).
+    row partition where CTAs may have one granule more or less than each other (None: all have `tiles`). Rows longer than a stage come in
+    `pieces` pieces of columns: each tile has one piece of its rows.
     """
 
     cols: int
@@ -28,10 +33,17 @@ class RowTiles:
     block_rows: int = 0
     block_stride: int = 0
     share: str | None = None
+    pieces: int = 1
 
     @property
-    def shape_key(self) -> tuple[int, ...]:
-        return (self.cols, self.ld, self.rows, self.warps_per_row, self.block_rows, self.block_stride)
+    def tile_cols(self) -> int:
+        """Columns of one tile."""
+        return self.cols // self.pieces
+
+    @property
+    def run(self) -> int:
+        """Rows in all tiles."""
+        return self.tiles // self.pieces * self.rows
 
 
 @dataclass(frozen=True)
@@ -66,33 +78,63 @@ class Share:
         return self.granules * cta // self.ctas * self.granule, self.granules * (cta + 1) // self.ctas * self.granule
 
 
+def row_pieces(cols: int, itemsize: int, stage_bytes: int) -> int:
+    """The least number of equal pieces of a row that fit a stage, of a multiple of 16 bytes each; 0 if up to MAX_PIECES none do."""
+    return next((n for n in _cuts(cols, itemsize) if cols // n * itemsize <= stage_bytes), 0)
+
+
+def least_stage(cols: int, itemsize: int) -> int:
+    """Bytes of the smallest stage that a piece of a row fits, in multiples of 128."""
+    return -(-cols // _cuts(cols, itemsize)[-1] * itemsize // 128) * 128
+
+
+def _cuts(cols: int, itemsize: int) -> list[int]:
+    """Into how many equal pieces a row may be cut."""
+    return [n for n in range(1, MAX_PIECES + 1) if cols % n == 0 and (n == 1 or cols // n * itemsize % 16 == 0)]
+
+
 def tile_rows(cols: int, itemsize: int, stage_bytes: int, divides: int) -> int:
-    """The largest power of two of rows that fits a stage and divides `divides`; 0 if not even one row fits."""
+    """The largest power of two of rows that fits a stage and divides `divides`; 1 if a row comes in pieces, 0 if none can."""
     rows = 1
     if cols * itemsize > stage_bytes:
-        return 0
+        return 1 if row_pieces(cols, itemsize, stage_bytes) else 0
     while rows * 2 * cols * itemsize <= stage_bytes and divides % (rows * 2) == 0:
         rows *= 2
     return rows
 
 
-def warps_per_row(cols: int, rows: int, warps: int) -> int:
-    """How many warps share a row: the split with the least work per warp.
+def warps_per_row(cols: int, rows: int, warps: int, pieces: int = 1, registers: int = 168) -> int:
+    """How many warps share a row: the split with the least work per warp; 0 if none fits a thread's registers.
 
     A warp's work on a tile is its multiply-adds (chunks x rows x 16 instructions) plus a reduction (12 per pair of rows). Ties go to the
     split that keeps the smaller fragment in registers.
     """
     best: tuple[int, int, int] | None = None
-    for wpr in (8, 4, 2, 1):
+    for wpr in WARP_SPLITS:
         groups = warps // wpr
         if wpr > warps or rows % groups:
             continue
-        chunks = -(-(cols // 8) // (32 * wpr))
+        chunks = -(-(cols // pieces // 8) // (32 * wpr))
         per_warp = rows // groups
         cost = per_warp * chunks * 16 + -(-per_warp // 2) * 12
-        if chunks <= MAX_FRAGMENT_CHUNKS and (best is None or (cost, chunks) < best[:2]):
+        fits = product_registers(chunks, pieces) <= registers
+        if fits and (best is None or (cost, chunks) < best[:2]):
             best = (cost, chunks, wpr)
     return best[2] if best else 0
+
+
+def product_registers(chunks: int, pieces: int = 1) -> int:
+    """Registers of a thread in a product's loop: the vector in f32, the 16-bit weights of a row of two tiles, and OTHER_REGISTERS."""
+    return 8 * chunks * pieces + 2 * 4 * chunks + OTHER_REGISTERS
+
+
+def thread_registers(warps: int, ctas_per_sm: int) -> int:
+    """Registers that a thread of a CTA of so many warps can have if `ctas_per_sm` of them share an SM.
+
+    An SM has four partitions with a quarter of the registers each, and a warp lives in one: what counts is the fullest partition.
+    """
+    each = REGISTERS_PER_SM // 4 // -(-ctas_per_sm * warps // 4) // 32 // 8 * 8
+    return min(each, MOST_REGISTERS)
 
 
 def head_groups(group: int) -> int:

@@ -20,7 +20,7 @@ class Fusion:
 
     name, file, doc   of the function
     options           its keyword-only parameters with their defaults: the dataflows of the fusion
-    choices           the values that an option takes, where its annotation is a `Literal[...]`
+    choices           the values that an option takes, where its annotation is a `Literal[...]` or bool
     """
 
     def __init__(self, fn: Spec) -> None:
@@ -104,4 +104,5 @@ def _choices(fn: Spec, options: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
         hints = get_type_hints(fn)
     except NameError:  # an annotation that only a type checker can resolve: the options are then open
         return {}
-    return {name: get_args(hint) for name, hint in hints.items() if name in options and get_origin(hint) is Literal}
+    literal = {name: get_args(hint) for name, hint in hints.items() if name in options and get_origin(hint) is Literal}
+    return literal | {name: (True, False) for name, hint in hints.items() if name in options and hint is bool}

@@ -33,7 +33,7 @@ class PeerInputs(NamedTuple):
     """
 
     x: Tensor
-    residual: Tensor
+    residual: Tensor | None
     norm: Tensor
     wqkv: Tensor
     bqkv: Tensor | None
@@ -57,7 +57,7 @@ def peer_inputs(
     bias = torch.cat([given["bq"], given["bk"], given["bv"]]) if "bq" in given else None
     position = given["pos"].long()
     return PeerInputs(
-        given["x"], given["residual"], given["norm"], torch.cat([given["wq"], given["wk"], given["wv"]]), bias, given["wo"], k, v,
+        given["x"], given.get("residual"), given["norm"], torch.cat([given["wq"], given["wk"], given["wv"]]), bias, given["wo"], k, v,
         given["cos"][position], given["sin"][position], given["length"][:1].long(), kv_len + 1, heads, eps, interleaved,
     )  # fmt: skip
 
@@ -90,7 +90,7 @@ def _attend_plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _block(p: PeerInputs, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
     batch, kv_heads, dim = p.x.shape[0], p.k.shape[1], p.k.shape[3]
-    h = p.x + p.residual
+    h = p.x if p.residual is None else p.x + p.residual
     n = F.rms_norm(h, (h.shape[-1],), p.norm, p.eps)
     qkv = F.linear(n, p.wqkv, p.bqkv)
     q, k, v = qkv.split([p.heads * dim, kv_heads * dim, kv_heads * dim], -1)

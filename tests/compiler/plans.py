@@ -13,6 +13,7 @@ from cfdsl.compiler.plan import Buffer, Exchange, KernelPlan, Step
 from cfdsl.compiler.schedule import schedule
 from cfdsl.dsl.graph import Graph
 from fusions.attention_block import attention_block
+from fusions.ffn_block import ffn_block
 from fusions.rms_norm import rms_norm
 
 Pairs = tuple[tuple[str, Any], ...]  # a dictionary that can be a key
@@ -43,14 +44,22 @@ def norm(model: str = LLAMA, batch: int = 1, cluster_size: int = 4, **fields: An
     return plan_graph(rms_norm.trace(model, batch), batch, cluster_size, model, **fields)
 
 
+@functools.cache
+def ffn(model: str = LLAMA, clusters: int = 132, cluster_size: int = 1, **fields: Any) -> KernelPlan:
+    """A plan of the feed-forward block."""
+    return plan_graph(ffn_block.trace(model), clusters, cluster_size, model, **{"ctas_per_sm": 1, **fields})
+
+
 def shipped() -> Iterator[tuple[str, KernelPlan]]:
     """A plan for each way in which a shipped fusion's protocol differs, by name."""
     for flow in FLOWS:
         for model, clusters, ranks in ((LLAMA, 32, 4), (LLAMA, 32, 1), (LLAMA, 8, 8), ("llama-3.1-8b", 8, 8), ("llama-3.1-8b", 32, 4),
                                        ("smollm2-135m", 9, 4)):  # fmt: skip
             yield f"{model} {clusters}x{ranks} {flow['qkv']} {flow['out']}", block(model, clusters, ranks, **flow)
-    for clusters, splits in ((8, 1), (16, 2)):
+    for clusters, splits in ((8, 1), (16, 2), (24, 3)):
         yield f"llama-3.1-8b {clusters}x4 grid, {splits} splits", block("llama-3.1-8b", clusters, 4, "grid", splits=splits, stages=3)
+    for model, ranks, fields in ((LLAMA, 1, {}), ("llama-3.1-8b", 2, {}), ("smollm2-135m", 4, {}), (LLAMA, 8, {"stage_bytes": 4096})):
+        yield f"ffn_block {model} x{ranks} {fields or ''}", ffn(model, 120 // ranks, ranks, **fields)
     for ranks in (1, 16):
         yield f"rms_norm x{ranks}", norm(cluster_size=ranks)
     yield "multicast", block(multicast=True)

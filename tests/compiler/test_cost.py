@@ -20,6 +20,7 @@ from cfdsl.compiler.smem import fixed_smem
 from cfdsl.compiler.traffic import Load, Pause, Traffic, traffic
 from cfdsl.errors import ClusterSizeUnsupported, ConfigError, Errors, NoLegalConfig
 from fusions.attention_block import attention_block
+from fusions.ffn_block import ffn_block
 from fusions.rms_norm import rms_norm
 
 LLAMA = attention_block.trace("llama-2-7b", qkv="rows")
@@ -371,8 +372,16 @@ def test_slices_that_bulk_copies_cannot_move() -> None:
 
 
 def test_rows_that_no_stage_holds() -> None:
-    with pytest.raises(NoLegalConfig, match="a row of wq is 8,192 bytes, a ring stage 4,096"):
-        choose(LLAMA, H100_SXM, {"stage_bytes": 4096})
+    with pytest.raises(NoLegalConfig, match="a row of wq is 8,192 bytes, a ring stage 384: up to 16 equal pieces do not fit"):
+        choose(LLAMA, H100_SXM, {"stage_bytes": 384})
+
+
+def test_vectors_that_no_thread_can_hold() -> None:
+    """28 KB rows come in pieces; two CTAs on an SM have 96 registers a thread, too few for the vector that such rows meet."""
+    graph = ffn_block.trace("llama-3.1-8b")
+    assert choose(graph, H100_SXM).config.ctas_per_sm == 1
+    with pytest.raises(NoLegalConfig, match="the vector that rows of w_down meet takes about 122 registers of a thread, of 96"):
+        choose(graph, H100_SXM, {"ctas_per_sm": 2})
 
 
 def test_placement_errors_become_reasons() -> None:

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.expr import Expr
-from cfdsl.compiler.geometry import MAX_FRAGMENT_CHUNKS, RowTiles, Share, tile_rows, warps_per_row
+from cfdsl.compiler.geometry import (
+    MAX_PIECES,
+    RowTiles,
+    Share,
+    least_stage,
+    product_registers,
+    row_pieces,
+    thread_registers,
+    tile_rows,
+    warps_per_row,
+)
 
 # ---- tiles
 
@@ -23,7 +33,8 @@ from cfdsl.compiler.geometry import MAX_FRAGMENT_CHUNKS, RowTiles, Share, tile_r
         (576, 2, 16384, 12, 4),  # 8 does not divide 12
         (1024, 2, 16384, 3, 1),
         (8192, 2, 16384, 8, 1),
-        (8200, 2, 16384, 8, 0),  # 16400 B: not even one
+        (8200, 2, 16384, 8, 1),  # 16400 B: one, in pieces
+        (8248, 2, 16384, 8, 0),  # 1031 chunks of 16 B, a prime: no equal pieces
         (64, 2, 16384, 4096, 128),  # 128 x 128 B
         (4096, 4, 16384, 32, 1),  # f32: 16384 B a row
     ],
@@ -46,8 +57,10 @@ def test_tile_rows(cols: int, itemsize: int, stage_bytes: int, divides: int, row
         (4096, 1, 8, 8),  # one row: all warps share it
         (4096, 1, 4, 4),  # 4 chunks each
         (8192, 1, 8, 8),  # 1024 chunks / 256 = 4
-        (14336, 1, 8, 8),  # 7 chunks: as many as a fragment may have
-        (14400, 1, 8, 0),  # 1800 chunks: 8
+        (14336, 1, 8, 8),  # 7 chunks: 56 + 56 + 26 = 138 registers of 168
+        (16384, 1, 8, 8),  # 8 chunks: 154
+        (18432, 1, 8, 0),  # 9 chunks: 170
+        (18432, 1, 16, 16),  # 5 chunks
         (4096, 2, 1, 0),  # 16 chunks for one warp
     ],
 )
@@ -61,12 +74,60 @@ def test_warps_per_row_is_always_possible_geometry(chunks: int, rows: int, warps
     if split:
         assert warps % split == 0
         assert rows % (warps // split) == 0
-        assert -(-chunks // (32 * split)) <= MAX_FRAGMENT_CHUNKS
+        assert product_registers(-(-chunks // (32 * split))) <= 168
 
 
-def test_shape_key_is_what_a_constant_depends_on() -> None:
-    one = RowTiles(4096, 4096, 2, 8, 16, Affine.of(rank=32), Affine(), 32, 128)
-    assert one.shape_key == (4096, 4096, 2, 8, 32, 128)
+def test_the_registers_of_a_product() -> None:
+    """11008 columns in 2 pieces over 8 warps: 3 chunks a piece, 6 of the vector (48 registers) and 3 in each of two tiles (24)."""
+    assert product_registers(3, pieces=2) == 48 + 24 + 26
+    assert warps_per_row(11008, 1, 8, 2, thread_registers(9, 1)) == 8
+    assert warps_per_row(11008, 1, 8, 2, thread_registers(9, 2)) == 0  # two CTAs share an SM: 98 of 96
+
+
+@pytest.mark.parametrize(
+    ("warps", "ctas_per_sm", "registers"),
+    [
+        (9, 1, 168),  # 3 warps on the fullest of 4 partitions: 16384 / 3 / 32 = 170, in eights
+        (9, 2, 96),  # 18 warps, 5 on one: 102
+        (8, 1, 255),  # 256, and no thread can have more than 255
+        (17, 1, 96),
+    ],
+)
+def test_the_registers_of_a_thread(warps: int, ctas_per_sm: int, registers: int) -> None:
+    assert thread_registers(warps, ctas_per_sm) == registers
+
+
+@pytest.mark.parametrize(
+    ("cols", "stage_bytes", "pieces"),
+    [
+        (8192, 16384, 1),
+        (11008, 16384, 2),  # 2 x 11008 B
+        (14336, 16384, 2),  # 2 x 14336 B
+        (14336, 32768, 1),
+        (24576, 16384, 3),
+        (8200, 16384, 5),  # 1025 chunks of 16 B = 5 x 5 x 41
+        (8248, 16384, 0),
+        (4096, 512, 16),
+        (4096, 384, 0),  # 32 pieces: more than there may be
+    ],
+)
+def test_pieces_of_rows_longer_than_a_stage(cols: int, stage_bytes: int, pieces: int) -> None:
+    assert row_pieces(cols, 2, stage_bytes) == pieces
+
+
+@given(st.integers(1, 4000), st.integers(1, 300))
+def test_pieces_are_equal_fit_and_are_as_few_as_can_be(chunks: int, lines: int) -> None:
+    cols, stage = 8 * chunks, 128 * lines
+    pieces = row_pieces(cols, 2, stage)
+    possible = [n for n in range(1, MAX_PIECES + 1) if chunks % n == 0 and 2 * cols // n <= stage]
+    assert pieces == (possible[0] if possible else 0)
+    assert bool(pieces) == (least_stage(cols, 2) <= stage)
+    assert tile_rows(cols, 2, stage, 8) == 0 if not pieces else tile_rows(cols, 2, stage, 8) >= 1
+
+
+def test_rows_in_pieces_take_several_tiles() -> None:
+    tiles = RowTiles(11008, 11008, 1, 8, 64, Affine(), Affine(), pieces=2)
+    assert (tiles.run, tiles.tile_cols) == (32, 5504)
 
 
 # ---- shares

@@ -136,8 +136,8 @@ def test_head_dims_and_groups() -> None:
 
 def test_stages_that_are_too_small() -> None:
     with pytest.raises(ConfigError) as caught:
-        block(stage_bytes=4096)
-    assert caught.value.message == "the config has stage_bytes=4096, it must be at least 8192, one weight row."
+        block(stage_bytes=256)
+    assert caught.value.message == "the config has stage_bytes=256, it must be at least 512, a piece of a weight row."
     with pytest.raises(ConfigError) as caught:
         block("smollm2-135m", clusters=9, cluster_size=1, stage_bytes=2048)
     # 64 tokens of 64 dimensions at a time (8 warps x 8): 16384 bytes of keys and values

@@ -98,7 +98,7 @@ def test_a_fusion_without_a_stream() -> None:
     [
         ({"warps": 3}, ConfigError, "the config has warps=3, it must be a power of two up to 16."),
         ({"stage_bytes": 1000}, ConfigError, "the config has stage_bytes=1000, it must be a positive multiple of 128."),
-        ({"stage_bytes": 4096}, NoLegalConfig, "a row of wq is 8,192 bytes, a ring stage 4,096"),
+        ({"stage_bytes": 384}, NoLegalConfig, "a row of wq is 8,192 bytes, a ring stage 384"),
         ({"clusters": 5}, CfdslError, "5 clusters"),
     ],
 )

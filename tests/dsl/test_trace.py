@@ -37,7 +37,7 @@ def scaled(m: cf.ModelConfig, batch: int, *, gate: Literal["silu", "gelu"] = "si
 def test_a_fusion_knows_itself() -> None:
     assert (scaled.name, scaled.file, scaled.doc) == ("scaled", __file__, "A gate.")
     assert scaled.options == {"gate": "silu", "twice": False}
-    assert scaled.choices == {"gate": ("silu", "gelu")}
+    assert scaled.choices == {"gate": ("silu", "gelu"), "twice": (True, False)}
     assert repr(scaled) == "<fusion scaled>"
 
 
@@ -642,4 +642,4 @@ def test_trace_checks_its_own_arguments(kwargs: dict[str, Any], kind: type[cf.Cf
         scaled.trace(MODEL, **kwargs)
     assert caught.value.message == message
     if kind is cf.errors.UnknownOption:
-        assert caught.value.remedy == "its options are: gate ('silu', 'gelu'), twice (False)."
+        assert caught.value.remedy == "its options are: gate ('silu', 'gelu'), twice (True, False)."

