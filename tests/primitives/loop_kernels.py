@@ -113,13 +113,13 @@ def looped_offchip(
     late: cute.Tensor, length: cute.Tensor, sync: cute.Tensor, ws: cute.Tensor, wrong: cute.Tensor, design: cutlass.Constexpr,
     how: cutlass.Constexpr,
 ):
-    """As `looped`, by way of device memory."""
+    """As `looped`, by way of device memory: CTAs that follow each other are a group, whether they are a cluster or not."""
     request = cutlass.const_expr(design.request)
     smem = cta.arena(design.smem_bytes)
     harness.enter(smem, design.smem_bytes, how.threads)
-    rank = cute.arch.block_idx_in_cluster()
     block, _, _ = cute.arch.block_idx()
     group = block // request.cluster
+    rank = block % request.cluster
     harness.meet(late)
     src = cute.recast_ptr((smem + design.protocol.place("src").offset).align(16), dtype=DTYPES[request.dtype])
     out = cute.recast_ptr((smem + design.protocol.place("out").offset).align(16), dtype=DTYPES[request.dtype])

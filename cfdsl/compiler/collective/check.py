@@ -15,6 +15,7 @@ the last consumer barrier, as threads run apart in between.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -316,6 +317,11 @@ def _overlaps(protocol: Protocol) -> Iterator[CfdslError]:
             yield PlanError(what=f"{name} and {following} overlap", sum=f"{start} < {end}")
 
 
+@functools.lru_cache(maxsize=1024)
+def _proved(protocol: Protocol) -> tuple[CfdslError, ...]:
+    return tuple(faults(protocol))
+
+
 def check(protocol: Protocol) -> None:
-    """Raise everything that is wrong with a protocol."""
-    raise_all(faults(protocol))
+    """Raise everything that is wrong with a protocol. Equal protocols are proved once."""
+    raise_all(_proved(protocol))
