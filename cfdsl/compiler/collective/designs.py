@@ -223,11 +223,12 @@ def _one_round(request: Collective, algorithm: str) -> Design:
 
 
 def _scalar(request: Collective, algorithm: str) -> Design:
-    """One f32, from a register to a register."""
+    """One f32, from a register to a register; each result is also kept in memory, or the compiler would drop all additions but the last."""
     ranks = request.cluster
-    places = (Place("box", padded(4 * ranks), 2),)
+    places = (Place("box", padded(4 * ranks), 2), Place("kept", VECTOR))
     push = Act(PUSH, (), 0, 4, EACH, "box", ST_ASYNC)
-    protocol = Protocol(ranks, (4 * ranks,), 2, places, (Act(SYNC), push, Act(WAIT), Act(READ, ("box",)), Act(ARM)))
+    acts = (Act(SYNC), push, Act(WAIT), Act(READ, ("box",)), Act(ARM), Act(WRITE, ("kept",)))
+    protocol = Protocol(ranks, (4 * ranks,), 2, places, acts)
     return _made(request, algorithm, protocol, 1, 1, request.dtype, 1)
 
 

@@ -29,7 +29,7 @@ def test_short_terms_go_to_everybody_and_long_ones_in_pieces() -> None:
 def test_one_float_needs_no_source_and_no_result_in_memory() -> None:
     design = chosen("reduce", (1,))
     assert design.scalar
-    assert [place.name for place in design.protocol.places] == ["box"]
+    assert [place.name for place in design.protocol.places] == ["box", "kept"]
 
 
 @pytest.mark.parametrize(
