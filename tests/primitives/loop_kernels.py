@@ -9,7 +9,7 @@ import cutlass.cute as cute
 import harness
 from cutlass import BFloat16, Float16, Float32, Int32
 
-from cfdsl.compiler.collective.designs import Design
+from cfdsl.compiler.collective.design import Design
 from cfdsl.compiler.emit.collective import channel_text, route_text
 from primitives import channel, collectives, cta, fold, offchip
 

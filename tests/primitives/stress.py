@@ -21,7 +21,7 @@ from primitives import ring as rings
 ALL, NONE = -1, -2  # of CTAs or warps, in `late`
 DELAY = 40_000  # cycles that who is late loses, 20 us: an age to the others, who need one or two
 OVERWRITE = 10_000  # cycles in which a copy that was not held back surely lands
-POLLS = 1 << 14  # of a barrier, before it goes on regardless: longer than several delays
+POLLS = 1 << 15  # of a barrier, before it goes on regardless: longer than several delays
 
 
 @cute.jit

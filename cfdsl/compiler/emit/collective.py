@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cfdsl.compiler.collective.designs import Design
+from cfdsl.compiler.collective.design import Design
 from cfdsl.compiler.emit.context import DTYPES
 
 MODULES = ("channel", "collectives", "cta", "offchip", "staging")

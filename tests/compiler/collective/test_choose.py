@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfdsl.compiler.collective.choose import candidates, choose, explain
-from cfdsl.compiler.collective.designs import ALGORITHMS, Design
+from cfdsl.compiler.collective.design import Design
+from cfdsl.compiler.collective.designs import ALGORITHMS
 from cfdsl.compiler.collective.request import KINDS, OPERATORS, WIDTH, Collective, mistakes
 from cfdsl.compiler.parts import PARTS
 from cfdsl.errors import AlgorithmUnsupported, ArgumentError, ClusterSizeUnsupported, Errors, ShardDoesNotDivide
