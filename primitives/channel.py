@@ -84,17 +84,17 @@ def init(smem: cute.Pointer, channel: cutlass.Constexpr):
 
 def barrier(smem: cute.Pointer, channel: Channel, r: int, i: Int32) -> cute.Pointer:
     """The barrier of round `r` in call `i`."""
-    return cta.barriers(smem, channel.mbar) + (r * channel.sets + i % channel.sets)
+    return cta.barriers(smem, channel.mbar) + (r * channel.sets + (i & (channel.sets - 1)))
 
 
 def phase(channel: Channel, i: Int32) -> Int32:
     """The parity of the phase in which call `i` finds its barriers."""
-    return i // channel.sets % 2
+    return i >> (channel.sets - 1) & 1
 
 
 def landing(smem: cute.Pointer, channel: Channel, i: Int32) -> cute.Pointer:
     """Where rows land in call `i`."""
-    place = (smem + (channel.box + i % channel.sets * channel.set_bytes)).align(16)
+    place = (smem + (channel.box + (i & (channel.sets - 1)) * channel.set_bytes)).align(16)
     return cute.recast_ptr(place, dtype=channel.dtype)
 
 

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32
+from cutlass import Float32, Int32
 
 from primitives import cta, doubling, exchange, fold, multicast, transfer
-from primitives.channel import barrier, finish_round, landing, result
+from primitives.channel import barrier, finish_round, landing, phase, result
 
 
 @cute.jit
@@ -80,6 +80,29 @@ def cluster_reduce(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, src
     else:
         _all_to_all(smem, channel, i, src, 0, rank)
         _fold(smem, channel, i)
+
+
+@cute.jit
+def cluster_reduce_scalar(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, value: Float32, rank: Int32) -> Float32:
+    """All-reduce of one f32 that every thread holds, into a register of every thread: the shortest way. `ranks` * 4 bytes on each barrier.
+
+    "push" of one f32 ("n" 1), SUM, MAX or MIN, in rank order. Needs no place for a source or a result; the words of a landing place are
+    adjacent. Otherwise as `cluster_reduce`.
+    """
+    cta.consumer_sync(channel.warps)
+    box = transfer.words(landing(smem, channel, i))
+    mbar = barrier(smem, channel, 0, i)
+    if cta.thread() < channel.ranks:
+        exchange.push1(box + rank, value, mbar, cta.thread())
+    exchange.wait(mbar, phase(channel, i))
+    got = cute.make_rmem_tensor(channel.ranks, Float32)
+    cute.autovec_copy(cute.make_tensor(box.align(min(16, 4 * channel.ranks)), cute.make_layout(channel.ranks)), got)
+    if cta.thread() == 0:  # while the words are on their way
+        exchange.arm(mbar, channel.tx[0])
+    acc = got[0]
+    for p in cutlass.range_constexpr(1, channel.ranks):
+        acc = fold.two(channel.op, acc, got[p])
+    return acc
 
 
 @cute.jit
@@ -148,8 +171,8 @@ def cluster_broadcast(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, 
 @cute.jit
 def acknowledge(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, rank: Int32):
     """One thread, after a consumer barrier behind all reads of call `i`: tell rank 0 that its row may be overwritten."""
-    place = cute.recast_ptr(smem + channel.ack, dtype=cutlass.Float32) + (i % channel.sets * channel.ranks + rank)
-    exchange.push1(place, cutlass.Float32(0.0), barrier(smem, channel, len(channel.tx) - 1, i), Int32(0))
+    place = cute.recast_ptr(smem + channel.ack, dtype=Float32) + ((i & (channel.sets - 1)) * channel.ranks + rank)
+    exchange.push1(place, Float32(0.0), barrier(smem, channel, len(channel.tx) - 1, i), Int32(0))
 
 
 @cute.jit

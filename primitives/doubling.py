@@ -29,17 +29,17 @@ def reduce(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, src: cute.P
         fold.terms(src, 0, 1, out, channel.n, channel.op, channel.dim, True, channel.threads)
     else:
         base = landing(smem, channel, i)
-        fold.rows(src, 0, 1, base + rank % 2 * channel.stride, channel.n, fold.SUM, channel.threads)
+        fold.rows(src, 0, 1, base + (rank & 1) * channel.stride, channel.n, fold.SUM, channel.threads)
         for r in cutlass.range_constexpr(rounds):
             pair = base + r * 2 * channel.stride
-            mine = transfer.words(pair + (rank >> r) % 2 * channel.stride)
+            mine = transfer.words(pair + (rank >> r & 1) * channel.stride)
             cta.consumer_sync(channel.warps)
             transfer.push_to(mine, mine, channel.nbytes, barrier(smem, channel, r, i), rank ^ (1 << r), channel.threads)
             finish_round(smem, channel, r, i)
             if cutlass.const_expr(r == rounds - 1):
                 fold.terms(pair, channel.stride, 2, out, channel.n, channel.op, channel.dim, True, channel.threads)
             else:
-                then = base + (2 * (r + 1) + (rank >> (r + 1)) % 2) * channel.stride
+                then = base + (2 * (r + 1) + (rank >> (r + 1) & 1)) * channel.stride
                 fold.terms(pair, channel.stride, 2, then, channel.n, channel.op, channel.dim, False, channel.threads)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32
+from cutlass import Int32
 
 from primitives import cta, fold, grid, transfer
 
@@ -23,8 +23,8 @@ FLIP = -(2**31)
 class Route:
     """`groups` groups of `members` CTAs (`warps` consumer warps each), whose rows are `pieces` pieces of `n` elements of `dtype`.
 
-    The workspace is f32 (2, groups, members, pieces * words), the counters i32 (LINE * (1 + groups)), zero before their first use: word 1 is
-    the status, group g counts in word LINE * (g + 1).
+    The workspace is f32 (2, groups, members, words), the counters i32 (LINE * (1 + groups)), zero before their first use: word 1 is the
+    status, group g counts in word LINE * (g + 1).
     """
 
     groups: int
@@ -57,7 +57,7 @@ def start(sync: cute.Tensor, group: Int32) -> Int32:
 
 def rows(ws: cute.Tensor, route: Route, i: Int32, group: Int32) -> cute.Pointer:
     """The rows of a group's members in call `i`."""
-    return ws.iterator + (i % 2 * route.groups + group) * (route.members * route.words)
+    return ws.iterator + ((i & 1) * route.groups + group) * (route.members * route.words)
 
 
 @cute.jit
@@ -73,7 +73,7 @@ def publish(
     if member < senders:
         transfer.copy(transfer.words(src), rows(ws, route, i, group) + member * route.words, 4 * route.words, route.threads)
     word = sync.iterator + LINE * (group + 1)
-    grid.meet(word, sync.iterator + 1, started ^ (i % 2 * Int32(FLIP)), route.members, member == 0, route.warps)
+    grid.meet(word, sync.iterator + 1, started ^ ((i & 1) * Int32(FLIP)), route.members, member == 0, route.warps)
 
 
 @cute.jit

@@ -38,15 +38,15 @@ def push(
         for v in cutlass.range(cta.thread(), vectors, threads, unroll=2):
             cute.autovec_copy(cute.make_tensor((src + v * 4).align(16), cute.make_layout(4)), held)
             for p in cutlass.range_constexpr(ranks):
-                exchange.push_vector(dst + v * 4, held, mbar, (rank + 1 + p) % ranks)
+                exchange.push_vector(dst + v * 4, held, mbar, (rank + 1 + p) & (ranks - 1))
     elif cutlass.const_expr(vectors > 0):
         for i in cutlass.range(cta.thread(), vectors * ranks, threads, unroll=2):
-            peer = (i // vectors + rank + 1) % ranks
+            peer = (i // vectors + rank + 1) & (ranks - 1)
             v = i % vectors
             exchange.push4(dst + v * 4, src + (peer * step + v * 4), mbar, peer)
     if cutlass.const_expr(left > 0):
         for i in cutlass.range(cta.thread(), left * ranks, threads, unroll=1):
-            peer = i % ranks
+            peer = i & (ranks - 1)
             word = vectors * 4 + i // ranks
             exchange.push1(dst + word, (src + (peer * step + word)).load(), mbar, peer)
 
@@ -95,7 +95,7 @@ def bulk(
     Before: every thread that wrote the rows has called `fence`, then the consumer barrier. About the end of it see `copy_to_peer`.
     """
     if cta.thread() < ranks:
-        peer = (cta.thread() + rank + 1) % ranks
+        peer = (cta.thread() + rank + 1) & (ranks - 1)
         copy_to_peer(dst, src + peer * step, nbytes, mbar, peer)
 
 

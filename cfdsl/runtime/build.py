@@ -76,7 +76,7 @@ def from_lowered(lowered: Lowered, kind: type[K] = Kernel) -> K:  # type: ignore
     with _lock:
         if key not in _kernels:
             _kernels[key] = _make(lowered, key, kind)
-        kernel = _kernels[key]
+        kernel: Kernel = _kernels[key]
         assert isinstance(kernel, kind)
         return kernel
 

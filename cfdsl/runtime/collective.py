@@ -12,7 +12,7 @@ from cfdsl.runtime.kernel import Kernel
 
 
 class CollectiveKernel(Kernel):
-    """A compiled collective, called as any Kernel: `kernel(x, y)`, with op "lse" `kernel(x, ml, y)`, and `cycles` last where it is timed."""
+    """A compiled collective, called as any Kernel: `kernel(x, y)`, with op "lse" `kernel(x, ml, y)`; `cycles` comes last if it is timed."""
 
     @property
     def algorithm(self) -> str:

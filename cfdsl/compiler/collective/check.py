@@ -31,7 +31,7 @@ Phase = tuple[int, int, int, int]  # rank, round, set, number of the phase
 
 @dataclass(frozen=True)
 class Sent:
-    """One push: from whom, to which phase, what it knew when it was issued, and what it reads and writes."""
+    """One push: from whom, in which call, what it knew when it was issued, and where it lands."""
 
     rank: int
     act: Act
@@ -39,7 +39,6 @@ class Sent:
     nbytes: int
     knows: tuple[int, ...]
     lands: Slot
-    reads: tuple[Slot, ...]
 
 
 @dataclass
@@ -82,6 +81,7 @@ class Proof:
         self.runs = [Run(rank, list(self._script(rank)), [0] * protocol.ranks) for rank in ranks]
         self.pushes: dict[Phase, list[Sent]] = {}
         self.landed: dict[Slot, list[Sent]] = {}
+        self.copied: dict[Slot, list[Sent]] = {}  # bulk copies, by what they read
         self.reads: dict[Slot, list[Use]] = {}
         self.writes: dict[Slot, list[Use]] = {}  # by the owner's own threads, and by peers
         self.waits: dict[Phase, int] = {}
@@ -217,15 +217,10 @@ class Proof:
                     if before and write.knows[use.rank] < use.at:
                         total += f": read by rank {use.rank} at its event {use.at}, of which {write.knows[use.rank]} are known"
                         self.wrong(f"{slot[1]} is overwritten{' by a peer' * (write.what != slot[1])} while it may still be read", total)
-                for push in self.pushed_from(slot):
+                for push in self.copied.get(slot, ()):
                     landed = self.waits.get(self.phase(push.lands[0], push.act, push.call), 1 << 30)
-                    if push.act.by == BULK and push.call < write.call and write.knows[push.lands[0]] < landed:
+                    if push.call < write.call and write.knows[push.lands[0]] < landed:
                         self.wrong(f"{slot[1]} is overwritten while a bulk copy still reads it", total)
-
-    def pushed_from(self, slot: Slot) -> Iterator[Sent]:
-        """All pushes that read a place."""
-        for pushes in self.pushes.values():
-            yield from (push for push in pushes if slot in push.reads)
 
     # ---- pushes and waits ----------------------------------------------------------------------------------------------------------
 
@@ -235,12 +230,14 @@ class Proof:
             self._pushable(run, act, slot, call)
         for peer in self.protocol.peers(act, run.rank):
             lands, total = self.slot(peer, act.lands, call), f"rank {run.rank} to rank {peer}, call {call}"
-            sent = Sent(run.rank, act, call, self.protocol.arriving(act, run.rank), run.published, lands, reads)
+            sent = Sent(run.rank, act, call, self.protocol.arriving(act, run.rank), run.published, lands)
             phase = self.phase(peer, act, call)
             if run.published[peer] < 1:
                 self.wrong("a push before the cluster has met: the peer's barrier may not be made", total)
             self.pushes.setdefault(phase, []).append(sent)
             self.landed.setdefault(lands, []).append(sent)
+            for slot in reads if act.by == BULK else ():
+                self.copied.setdefault(slot, []).append(sent)
             self.writes.setdefault(lands, []).append(Use(lands, run.rank, call, run.at, run.published, "a peer"))
         for slot in reads:  # an engine goes on reading: `_overwritten` looks at that
             self.reads.setdefault(slot, []).append(Use(slot, run.rank, call, run.at, run.published))
@@ -285,8 +282,9 @@ class Proof:
                 self.wrong(f"round {r} is armed with {protocol.tx[r]} bytes, but {total} arrive", f"{where}: {spelled} = {total}")
             if (rank, r, s, number) not in self.waits:
                 self.wrong("a rank may leave while a peer still writes to it", f"{where} of round {r} is not waited for")
-            if len(self.arms.get((rank, r, s, number), ())) != 1:
-                self.wrong(f"a phase of round {r} is not armed exactly once", f"{where}: {len(self.arms.get((rank, r, s, number), ()))} times")
+            arms = len(self.arms.get((rank, r, s, number), ()))
+            if arms != 1:
+                self.wrong(f"a phase of round {r} is not armed exactly once", f"{where}: {arms} times")
             for push in pushes:
                 self._counted_right((rank, r, s, number), push)
                 if push.act.by == BULK and not protocol.closes and self._unheard(push):

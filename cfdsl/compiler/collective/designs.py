@@ -6,7 +6,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from cfdsl.compiler.collective.protocol import (
-    BULK, EACH, FENCE, MEET, MULTICAST, PARTNER, PUSH, READ, ROOT, ST_ASYNC, SYNC, WRITE, Act, Place, Protocol, wait,
+    ARM,
+    BULK,
+    EACH,
+    FENCE,
+    MEET,
+    MULTICAST,
+    PARTNER,
+    PUSH,
+    READ,
+    ROOT,
+    ST_ASYNC,
+    SYNC,
+    WAIT,
+    WRITE,
+    Act,
+    Place,
+    Protocol,
+    wait,
 )  # fmt: skip
 from cfdsl.compiler.collective.request import TERM_TAIL, Collective
 
@@ -59,6 +76,12 @@ class Design:
     def run_stride(self, n: int) -> int:
         """Elements that a run of `n` of the payload's type takes: whole vectors."""
         return stride(n, self.request.width)
+
+    @property
+    def scalar(self) -> bool:
+        """Whether a register of each thread is enough for the term, and for the result."""
+        request = self.request
+        return request.kind == "reduce" and self.algorithm == "push" and request.payload == 1
 
     @property
     def offchip(self) -> bool:
@@ -182,6 +205,8 @@ def _made(request: Collective, algorithm: str, protocol: Protocol, work: int, se
 def _one_round(request: Collective, algorithm: str) -> Design:
     ranks, bulk = request.cluster, algorithm == "bulk"
     pieces, n, width = _sources(request)
+    if request.kind == "reduce" and request.payload == 1 and not bulk:
+        return _scalar(request, algorithm)
     row, nbytes = padded(n * width), word_bytes(n, width)
     push = Act(PUSH, ("src",), 0, nbytes, EACH, "box", BULK if bulk else ST_ASYNC)
     result_pieces, result_n = _results(request)
@@ -195,6 +220,15 @@ def _one_round(request: Collective, algorithm: str) -> Design:
         acts += [Act(READ, ("box",)), Act(SYNC)]
     protocol = Protocol(ranks, (ranks * nbytes,), 2, tuple(places), tuple(acts), before=_BEFORE if bulk else (), closes=bulk)
     return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, pieces)
+
+
+def _scalar(request: Collective, algorithm: str) -> Design:
+    """One f32, from a register to a register."""
+    ranks = request.cluster
+    places = (Place("box", padded(4 * ranks), 2),)
+    push = Act(PUSH, (), 0, 4, EACH, "box", ST_ASYNC)
+    protocol = Protocol(ranks, (4 * ranks,), 2, places, (Act(SYNC), push, Act(WAIT), Act(READ, ("box",)), Act(ARM)))
+    return _made(request, algorithm, protocol, 1, 1, request.dtype, 1)
 
 
 def _broadcast(request: Collective, algorithm: str) -> Design:
@@ -250,7 +284,8 @@ def _scatter_gather(request: Collective, algorithm: str) -> Design:
     )
     places = (Place("src", ranks * row), Place("box", ranks * row), Place("mid", out_row), Place("out", ranks * out_row))
     protocol = Protocol(ranks, (ranks * row, ranks * out_row), 1, places, acts)
-    return replace(_made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, ranks), result_piece=out, result_pieces=ranks)
+    made = _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, ranks)
+    return replace(made, result_piece=out, result_pieces=ranks)
 
 
 def _doubling(request: Collective, algorithm: str) -> Design:

@@ -1,4 +1,4 @@
-"""How one exchange goes, as a record: who writes, sends, waits for and reads what, in which order. `check` proves it, `emit` writes it down.
+"""How one exchange goes, as a record: who writes, sends, waits for and reads what, in which order. `check` proves it.
 
 A protocol mirrors the functions of `primitives.collectives`, `doubling` and `offchip`, which tests hold against it act by act.
 """
@@ -129,7 +129,8 @@ def wait(round: int, **more: object) -> tuple[Act, Act]:
 
 def protocol_text(protocol: Protocol) -> str:
     """The protocol as aligned lines."""
-    lines = [f"cluster of {protocol.ranks}; {protocol.mbars} barriers in {protocol.sets} sets, armed with {', '.join(map(str, protocol.tx))} B"]
+    armed = ", ".join(map(str, protocol.tx)) or "0"
+    lines = [f"cluster of {protocol.ranks}; {protocol.mbars} barriers in {protocol.sets} sets, armed with {armed} B"]
     for place in protocol.places:
         where = "device memory" if place.shared else f"in {place.part_of}" if place.part_of else f"at {place.offset:6}"
         lines.append(f"  {place.name:10} {where}, {place.sets} x {place.nbytes} B")

@@ -8,7 +8,9 @@ from cfdsl.compiler.collective.designs import Design
 from cfdsl.compiler.emit.context import DTYPES
 
 MODULES = ("channel", "collectives", "cta", "offchip", "staging")
-_CALLS = {"reduce": "cluster_reduce", "reduce_scatter": "cluster_reduce_scatter", "gather": "cluster_gather", "broadcast": "cluster_broadcast"}
+_CALLS = {
+    "reduce": "cluster_reduce", "reduce_scatter": "cluster_reduce_scatter", "gather": "cluster_gather", "broadcast": "cluster_broadcast",
+}  # fmt: skip
 _OFFCHIP = {"reduce": "grid_reduce", "reduce_scatter": "grid_reduce", "gather": "grid_gather", "broadcast": "grid_broadcast"}
 
 
@@ -19,12 +21,13 @@ def emit_collective(design: Design) -> str:
     constants = [
         f"RANKS, CTAS, WARPS, THREADS = {request.cluster}, {request.clusters * request.cluster}, {design.warps}, {32 * design.warps}",
         f"REPEAT = {request.repeat}",
-        _route(design) if design.offchip else _channel(design),
+        route_text(design) if design.offchip else channel_text(design),
         f"ATTRS = dict(cluster={request.cluster}, maxnreg=None)",
     ]
     text = "\n".join(["@cute.kernel", f"def kernel({_params(design)}):", *(f"    {line}" for line in body)])
     names = [module for module in MODULES if re.search(rf"\b{module}\.", "\n".join([text, *constants]))]
-    head = f'"""{request.text}, by {design.algorithm}: {request.clusters} clusters, {design.smem_bytes} B of shared memory.\n\nWritten by cfdsl.\n"""'
+    title = f"{request.text}, by {design.algorithm}: {request.clusters} clusters, {design.smem_bytes} B of shared memory."
+    head = f'"""{title}\n\nWritten by cfdsl.\n"""'
     imports = [
         "import cuda.bindings.driver as cuda", "import cutlass", "import cutlass.cute as cute",
         "from cutlass import BFloat16, Float16, Float32, Int32", "", f"from primitives import {', '.join(names)}",
@@ -46,8 +49,8 @@ def _at(design: Design, name: str) -> int:
     return design.protocol.place(name).offset
 
 
-def _channel(design: Design) -> str:
-    """The arena's constants: every number is the protocol's."""
+def channel_text(design: Design) -> str:
+    """The place in the arena, as a constant of the module: every number is the protocol's."""
     request, protocol, names = design.request, design.protocol, {place.name for place in design.protocol.places}
     box = protocol.place("pairs" if "pairs" in names else "box") if names & {"pairs", "box"} else None
     fields = [
@@ -63,7 +66,8 @@ def _channel(design: Design) -> str:
     return _folded("CHANNEL = channel.Channel(", fields)
 
 
-def _route(design: Design) -> str:
+def route_text(design: Design) -> str:
+    """The way through device memory, as a constant of the module."""
     request = design.request
     fields = [
         f"groups={request.clusters}", f"members={request.cluster}", f"warps={design.warps}", f"n={design.sent}",
@@ -89,6 +93,7 @@ def _prologue(design: Design) -> list[str]:
     lines = [f"smem = cta.arena({design.smem_bytes})", "bid, _, _ = cute.arch.block_idx()", "rank = cute.arch.block_idx_in_cluster()"]
     if not design.offchip:
         lines += ["if cta.thread() == 0:", "    channel.init(smem, CHANNEL)", "cute.arch.sync_threads()"]
+    if not design.offchip or design.request.timed:  # off chip only so that all clocks start together
         lines.append("cute.arch.cluster_arrive_relaxed()")
     lines += ["cute.arch.griddepcontrol_launch_dependents()", "cute.arch.griddepcontrol_wait()"]
     return lines
@@ -98,6 +103,8 @@ def _bring(design: Design) -> list[str]:
     request = design.request
     n = request.payload
     dtype = DTYPES[request.dtype]
+    if design.scalar:
+        return ["value = x[bid]"]
     if design.algorithm == "multicast":
         first = "bid // RANKS" if request.kind == "gather" else "bid // RANKS * RANKS"
         return [f"whole = staging.part(x, {first} * {design.sent}, {design.sent})"]
@@ -114,14 +121,18 @@ def _exchange(design: Design) -> list[str]:
     request = design.request
     clock = ["cta.consumer_sync(WARPS)", "began = cute.arch.clock64()"] if request.timed else []
     if design.offchip:
-        start = [f"out = staging.place(smem, {_at(design, 'out')}, {DTYPES[request.dtype]})", "started = offchip.start(ws_sync, bid // RANKS)"]
+        start = [f"out = staging.place(smem, {_at(design, 'out')}, {DTYPES[request.dtype]})"]
+        start.append("started = offchip.start(ws_sync, bid // RANKS)")
         op = f' "{request.op}", {request.dim},' if request.folds else ""
         call = f"offchip.{_OFFCHIP[request.kind]}(ws_rows, ws_sync, ROUTE, i, src, out,{op} started, bid // RANKS, rank)"
+        start += ["cute.arch.cluster_wait()"] if request.timed else []
     else:
         start = ["cute.arch.cluster_wait()"]
         call = f"collectives.{_CALLS[request.kind]}(smem, CHANNEL, i, src, rank)"
         if design.algorithm == "multicast":
             call = "collectives.multicast_gather(smem, CHANNEL, i, whole, rank)"
+        if design.scalar:
+            start, call = ["total = Float32(0.0)", *start], "total = collectives.cluster_reduce_scalar(smem, CHANNEL, i, value, rank)"
     lines = [*start, *clock, "for i in cutlass.range(REPEAT, unroll=1):", f"    {call}"]
     if design.protocol.ending:
         lines.append("collectives.broadcast_end(smem, CHANNEL, REPEAT, rank)")
@@ -133,6 +144,8 @@ def _take(design: Design) -> list[str]:
     lines = ["cta.consumer_sync(WARPS)"]
     if request.timed:
         lines += ["if cta.thread() == 0:", "    cycles[bid] = Int32(cute.arch.clock64() - began)"]
+    if design.scalar:
+        return [*lines, "if cta.thread() == 0:", "    y[bid] = total"]
     result = "out" if design.offchip else "channel.result(smem, CHANNEL, Int32(REPEAT - 1))"
     pieces, each, apart, n = design.result_pieces, design.result_piece, design.result_stride, _elements(request.result_shape)
     if design.algorithm in ("scatter_gather", "multicast"):
@@ -160,6 +173,6 @@ def _launch(design: Design) -> str:
         "    return cute.make_tensor(tensor.iterator, cute.make_layout(cute.size(tensor)))\n\n\n"
         f"@cute.jit\ndef launch({_params(design)}, stream: cuda.CUstream):\n"
         f"    kernel({flat}).launch(\n"
-        f"        grid=[CTAS, 1, 1], block=[{32 * design.warps}, 1, 1], cluster=[RANKS, 1, 1], stream=stream, use_pdl=True, min_blocks_per_mp=1\n"
+        "        grid=[CTAS, 1, 1], block=[THREADS, 1, 1], cluster=[RANKS, 1, 1], stream=stream, use_pdl=True, min_blocks_per_mp=1\n"
         "    )\n"
     )
