@@ -123,6 +123,8 @@ def looped_offchip(
     harness.meet(late)
     src = cute.recast_ptr((smem + design.protocol.place("src").offset).align(16), dtype=DTYPES[request.dtype])
     out = cute.recast_ptr((smem + design.protocol.place("out").offset).align(16), dtype=DTYPES[request.dtype])
+    cute.arch.griddepcontrol_launch_dependents()
+    cute.arch.griddepcontrol_wait()
     started = offchip.start(sync, group)
     bad = Int32(0)
     looked = Int32(0)

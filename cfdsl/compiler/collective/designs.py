@@ -183,7 +183,7 @@ def _warps(vectors: int) -> int:
     return warps
 
 
-def _place_all(protocol: Protocol) -> tuple[Protocol, int]:
+def place_all(protocol: Protocol) -> tuple[Protocol, int]:
     """Offsets for all buffers, after the barriers; and where the arena ends."""
     at = padded(8 * protocol.mbars)
     places = []
@@ -194,7 +194,7 @@ def _place_all(protocol: Protocol) -> tuple[Protocol, int]:
 
 
 def _made(request: Collective, algorithm: str, protocol: Protocol, work: int, sent: int, dtype: str, pieces: int) -> Design:
-    protocol, smem = _place_all(protocol)
+    protocol, smem = place_all(protocol)
     result_pieces, result_piece = _results(request)
     return Design(request, algorithm, protocol, _warps(work), smem, sent, dtype, pieces, result_pieces, result_piece)
 
