@@ -293,6 +293,7 @@ def test_compiling_ahead_builds_what_measuring_takes() -> None:
     log: list[str] = []
     cases = [Case("sum", 4, 512, 30), Case("gather", 4, 256, 32, None, "f16", launches_only=True)]
     assert warm(cases, H100, 2, log.append, ThreadPoolExecutor(2), f"{__name__}:no_such_factory") == 2
+    assert sum("did not compile: AttributeError: " in line for line in log) == 2
     sys.modules["fake_for_warm"] = type(sys)("fake_for_warm")
     made = FakeFactory()
     sys.modules["fake_for_warm"].make = made  # type: ignore[attr-defined]
