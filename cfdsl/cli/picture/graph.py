@@ -206,7 +206,7 @@ class GraphPicture:
 
 
 def match_exchanges(graph: Graph, exchanges: tuple[Exchange, ...]) -> dict[Node, tuple[Exchange, ...]]:
-    """The plan's exchanges of each collective node: those of its line (an algorithm may take two rounds), else the next one of its op or scope."""
+    """The plan's exchanges of each collective node: those of its line (there may be two rounds), else the next one of its op or scope."""
     found: dict[Node, tuple[Exchange, ...]] = {}
     left = [exchange for exchange in exchanges if exchange.algorithm != "multicast"]  # that one is no node's: it brings inputs
     for node in graph.nodes:
