@@ -1,6 +1,7 @@
 """cfdsl: cluster dataflow graphs for fused decode kernels. `import cfdsl as cf` is the whole language.
 
-Importing this loads neither torch nor cutlass: what needs them (`compile`, `Kernel`, `interpret`) is loaded when it is first used.
+Importing this loads neither torch nor cutlass: what needs them (`compile`, `Kernel`, `interpret`, `oracle`) is loaded when
+it is first used.
 """
 
 from __future__ import annotations
@@ -50,12 +51,14 @@ from cfdsl.errors import CfdslError, Errors, TraceError
 from cfdsl.models import PRESETS, ModelConfig, RopeScaling, rope_inv_freq
 
 if TYPE_CHECKING:
+    from cfdsl import hf
     from cfdsl.compiler.config import Config
     from cfdsl.compiler.cost import explain
     from cfdsl.dsl.interpret import interpret
     from cfdsl.runtime.build import compile
     from cfdsl.runtime.collective import collective, collective_algorithms
     from cfdsl.runtime.kernel import Kernel
+    from cfdsl.runtime.oracle import Oracle, oracle
 
 __version__ = "0.1.0"
 
@@ -71,6 +74,7 @@ __all__ = [
     "Mesh",
     "ModelConfig",
     "Node",
+    "Oracle",
     "Outputs",
     "Partial",
     "PlacedGraph",
@@ -102,6 +106,7 @@ __all__ = [
     "grid_gather",
     "grid_reduce",
     "grid_reduce_scatter",
+    "hf",
     "input",
     "interpret",
     "kv_cache",
@@ -109,6 +114,7 @@ __all__ = [
     "mean_square",
     "merge_heads",
     "mul",
+    "oracle",
     "outputs",
     "parse",
     "place",
@@ -130,9 +136,12 @@ _LAZY = {
     "collective": "cfdsl.runtime.collective",
     "collective_algorithms": "cfdsl.runtime.collective",
     "Kernel": "cfdsl.runtime.kernel",
+    "oracle": "cfdsl.runtime.oracle",
+    "Oracle": "cfdsl.runtime.oracle",
     "interpret": "cfdsl.dsl.interpret",
     "Config": "cfdsl.compiler.config",
     "explain": "cfdsl.compiler.cost",
+    "hf": "cfdsl.hf",
 }
 
 
@@ -140,7 +149,8 @@ def __getattr__(name: str) -> Any:
     """Load what needs torch or cutlass on first use."""
     if name not in _LAZY:
         raise AttributeError(f"module 'cfdsl' has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
+    module = import_module(_LAZY[name])
+    value = module if name == "hf" else getattr(module, name)
     globals()[name] = value
     return value
 

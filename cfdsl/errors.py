@@ -326,6 +326,19 @@ class ModelUnsupported(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
+class WeightsMismatch(CfdslError):
+    """The tensors given are not the weights of the model. `problems` lists every one that is missing or wrong."""
+
+    model: str
+    problems: Sequence[str]
+    _remedy = "pass the tensors of the model's Hugging Face state_dict, in the decoder's dtype and all on its device."
+
+    @property
+    def message(self) -> str:
+        return f"these are not the weights of {self.model}:" + "".join(f"\n  - {problem}" for problem in self.problems)
+
+
+@dataclass(eq=False, kw_only=True)
 class UnknownModel(CfdslError):
     """No preset has this name, and no config.json lies there."""
 
@@ -537,6 +550,26 @@ class CacheFull(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
+class CapacityExceeded(CfdslError):
+    """A prompt and the tokens to generate have no room in the caches."""
+
+    prompt: int
+    new: int
+    capacity: int
+    _says = "{prompt} tokens of the prompt and {new} new ones do not fit caches of {capacity} tokens."
+    _remedy = "make the decoder with a capacity of at least their sum, or ask for fewer tokens."
+
+
+@dataclass(eq=False, kw_only=True)
+class BatchUnsupported(CfdslError):
+    """More (or fewer) sequences than the one that a decoder decodes."""
+
+    batch: int
+    _says = "a batch of {batch} sequences is not supported: a decoder decodes one."
+    _remedy = "decode the sequences one after another, each with a decoder (and caches) of its own or with reset() in between."
+
+
+@dataclass(eq=False, kw_only=True)
 class LengthOutOfRange(CfdslError):
     """A cache length or position is negative or too large."""
 
@@ -547,6 +580,62 @@ class LengthOutOfRange(CfdslError):
     advice: str = "pass the number of tokens that the cache holds before the call"
     _says = "argument {argument!r} is {value}, outside of {low} to {high}."
     _remedy = "{advice}."
+
+
+# ---- Hugging Face ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, kw_only=True)
+class PatchRefused(CfdslError):
+    """A Hugging Face model whose decode cfdsl cannot take over."""
+
+    model: str
+    problem: str
+    advice: str
+    _says = "{model} cannot be patched: {problem}."
+    _remedy = "{advice}."
+
+
+@dataclass(eq=False, kw_only=True)
+class DecodeRefused(CfdslError):
+    """A call of a patched model, with one new token, that the kernels cannot compute."""
+
+    problem: str
+    advice: str
+    _says = "the patched model cannot decode this call: {problem}."
+    _remedy = "{advice}; or unpatch(model), and Hugging Face computes it."
+
+
+@dataclass(eq=False, kw_only=True)
+class NotPatched(CfdslError):
+    """unpatch() of a model that is not patched."""
+
+    model: str
+    _says = "{model} is not patched."
+    _remedy = "call unpatch once, on the model that patch was called on."
+
+
+@dataclass(eq=False, kw_only=True)
+class PackageMissing(CfdslError):
+    """An optional package is needed and not installed."""
+
+    package: str
+    needs: str
+    _says = "{needs} needs the package {package}, which is not installed."
+    _remedy = "pip install {package}."
+
+
+@dataclass(eq=False, kw_only=True)
+class WeightsUnusable(CfdslError):
+    """A model folder does not hold the weights that its config.json speaks of. `reasons` lists everything that is wrong."""
+
+    folder: str
+    reasons: Sequence[str]
+    _remedy = "give a folder with config.json, *.safetensors and tokenizer.json, as `save_pretrained` writes it."
+
+    @property
+    def message(self) -> str:
+        return f"the weights in {self.folder} cannot be used:" + "".join(f"\n  - {reason}" for reason in self.reasons)
 
 
 def _list(values: Sequence[object]) -> str:

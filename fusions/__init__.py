@@ -1,6 +1,7 @@
 """The shipped fusions, one file each: the spec, a plain PyTorch reference, and a maker of example inputs.
 
-Modules are loaded when asked for, so that importing this package costs nothing. A file `fusions/x.py` defines the fusion `x`.
+Modules are loaded when asked for, so that importing this package costs nothing. A file `fusions/x.py` defines the fusion `x`;
+a folder is a package that builds on them, and no fusion.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def names() -> tuple[str, ...]:
     """The names of the shipped fusions, in alphabetical order."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not (module.ispkg or module.name.startswith("_"))))
 
 
 def find(name: str) -> Fusion:

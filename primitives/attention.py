@@ -1,7 +1,8 @@
 """Decode attention of one KV head over its tiles in the ring: an online softmax per warp, combined over the warps of a CTA.
 
 A group of dim / 8 lanes holds one token, 8 dimensions a lane; a warp holds `32 * 8 / dim` tokens at a time and takes two or four such
-batches per step: what a step costs is its chain of dependent sums and exponentials more than its products. Where many query heads share a KV head, warps split the heads among `head_groups`, and the tokens among the remaining warps.
+batches per step: what a step costs is its chain of dependent sums and exponentials more than its products. Where many query heads share
+a KV head, warps split the heads among `head_groups`, and the tokens among the remaining warps.
 The running softmax is that of Milakov & Gimelshein 2018 (arXiv:1805.02867), merged over parts of the tokens as in Flash-Decoding.
 Softmax runs in base 2: scores are scaled by log2(e) / sqrt(dim), and kept as (m, l, o) = (max, sum, unnormalised output).
 """

@@ -69,10 +69,10 @@ def push(
     outs: cute.Tensor, stats: cute.Tensor, splits: cutlass.Constexpr, heads: cutlass.Constexpr, dim: cutlass.Constexpr,
     dst: cute.Tensor, mbar: cute.Pointer, rank: Int32, ranks: cutlass.Constexpr, threads: cutlass.Constexpr,
 ):
-    """Combine 1 / ranks of all heads' outputs, normalised, and push it to every rank, itself included: each rank reads 1 / ranks of the terms.
+    """Combine 1 / ranks of all heads' outputs, normalised, and push it to every rank: each rank reads 1 / ranks of the terms.
 
-    Before: `outs` and `stats` as `store` left them, after a grid barrier. After `exchange.wait`: `dst` f32 (heads * dim,) in shared memory is
-    the whole vector on every rank. Bytes on each rank's `mbar`: heads * dim * 4. `threads` consumer threads, from 0; no barrier inside.
+    Before: `outs` and `stats` as `store` left them, after a grid barrier. After `exchange.wait`: `dst` f32 (heads * dim,) in shared memory
+    is the whole vector on every rank. Bytes on each rank's `mbar`: heads * dim * 4. `threads` consumer threads, from 0; no barrier inside.
     heads * dim is a multiple of 4 * ranks. Terms are combined in the order of the splits, by one rank: all ranks get the same bits.
     """
     mine = cutlass.const_expr(heads * dim // ranks)

@@ -119,6 +119,11 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: use a model without these; cfdsl computes llama, mistral and qwen2 attention (docs/concepts.md).",
     ),
     (
+        errors.WeightsMismatch(model="tiny", problems=["a: missing, of shape (2,)", "b: its dtype is float32, it must be bfloat16"]),
+        "these are not the weights of tiny:\n  - a: missing, of shape (2,)\n  - b: its dtype is float32, it must be bfloat16\n"
+        "  remedy: pass the tensors of the model's Hugging Face state_dict, in the decoder's dtype and all on its device.",
+    ),
+    (
         errors.UnknownModel(name="llama-9", known=("a", "b")),
         "there is no model 'llama-9': no preset has this name and no config.json lies there.\n"
         "  remedy: use one of a, b, or the path of a Hugging Face config.json.",
@@ -199,8 +204,40 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: allocate a larger cache, or drop tokens from it.",
     ),
     (
+        errors.CapacityExceeded(prompt=20, new=100, capacity=64),
+        "20 tokens of the prompt and 100 new ones do not fit caches of 64 tokens.\n"
+        "  remedy: make the decoder with a capacity of at least their sum, or ask for fewer tokens.",
+    ),
+    (
+        errors.BatchUnsupported(batch=4),
+        "a batch of 4 sequences is not supported: a decoder decodes one.\n"
+        "  remedy: decode the sequences one after another, each with a decoder (and caches) of its own or with reset() in between.",
+    ),
+    (
         errors.LengthOutOfRange(argument="length", value=-1, low=0, high=127),
         "argument 'length' is -1, outside of 0 to 127.\n  remedy: pass the number of tokens that the cache holds before the call.",
+    ),
+    (
+        errors.PatchRefused(model="the LlamaForCausalLM", problem="its weights are float32", advice="load it in bfloat16"),
+        "the LlamaForCausalLM cannot be patched: its weights are float32.\n  remedy: load it in bfloat16.",
+    ),
+    (
+        errors.DecodeRefused(problem="it has a batch of 2 sequences", advice="call it with one"),
+        "the patched model cannot decode this call: it has a batch of 2 sequences.\n"
+        "  remedy: call it with one; or unpatch(model), and Hugging Face computes it.",
+    ),
+    (
+        errors.NotPatched(model="the LlamaForCausalLM"),
+        "the LlamaForCausalLM is not patched.\n  remedy: call unpatch once, on the model that patch was called on.",
+    ),
+    (
+        errors.PackageMissing(package="tokenizers", needs="reading tokenizer.json"),
+        "reading tokenizer.json needs the package tokenizers, which is not installed.\n  remedy: pip install tokenizers.",
+    ),
+    (
+        errors.WeightsUnusable(folder="smol", reasons=["there is no *.safetensors file", "it has no config.json"]),
+        "the weights in smol cannot be used:\n  - there is no *.safetensors file\n  - it has no config.json\n"
+        "  remedy: give a folder with config.json, *.safetensors and tokenizer.json, as `save_pretrained` writes it.",
     ),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,21 +24,23 @@ from cfdsl.cli.units import size
 
 
 class BenchCommand(typer.core.TyperCommand):
-    """`bench FUSION ...`; `bench collectives ...` is a command with other options, parsed where it is named first."""
+    """`bench FUSION ...`; what is measured otherwise is a command with other options, parsed where it is named first."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         """The context of the one or the other."""
-        if args[:1] == ["collectives"]:
-            return collectives_command().make_context(f"{info_name} collectives", args[1:], *rest, **extra)
+        if args[:1] and args[0] in OTHERS:
+            return other_command(args[0]).make_context(f"{info_name} {args[0]}", args[1:], *rest, **extra)
         return super().make_context(info_name, args, *rest, **extra)
 
 
-def collectives_command() -> Any:
-    """`bench collectives` as a command of its own."""
-    from cfdsl.cli.bench_collectives import bench_collectives
+# `bench NAME`: the module whose function `bench_NAME` it is
+OTHERS = {"collectives": "cfdsl.cli.bench_collectives", "decode": "cfdsl.cli.bench_decode"}
 
+
+def other_command(name: str) -> Any:
+    """`bench collectives` or `bench decode` as a command of its own."""
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    app.command("collectives")(bench_collectives)
+    app.command(name)(getattr(import_module(OTHERS[name]), f"bench_{name}"))
     return typer.main.get_command(app)
 
 
@@ -61,7 +64,8 @@ def bench(
 ) -> None:
     """Measure a kernel on the GPU at hand, L2-cold and under CUDA graphs, beside torch.
 
-    `bench collectives` measures exchanges instead, and has options of its own: `bench collectives --help`.
+    `bench collectives` measures exchanges instead, and `bench decode` whole decode steps of a model; they have options of their own:
+    `bench collectives --help`, `bench decode --help`.
     """
     from cfdsl.cli.gpu import gpu_part
 
@@ -86,14 +90,14 @@ def bench(
         trace_bench(request, max(kv_lens), trace, console(stderr=quiet))
 
 
-def parse_lengths(text: str) -> list[int]:
+def parse_lengths(text: str, option: str = "--kv-len") -> list[int]:
     """`1024,4096` as numbers; every one of them at least 0."""
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:
         found = []
     if not found or min(found) < 0:
-        raise BadOption(option="--kv-len", value=text, expected="numbers of tokens separated by commas, such as 1024,4096")
+        raise BadOption(option=option, value=text, expected="numbers of tokens separated by commas, such as 1024,4096")
     return found
 
 

@@ -15,7 +15,8 @@ from cfdsl.compiler.lowering.multicast import gather_shared
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
 from cfdsl.compiler.lowering.stores import share_of, store
 from cfdsl.compiler.plan import Arg, Barrier, Buffer, KernelPlan, Ring, Step
-from cfdsl.dsl.graph import ITEMSIZE, Graph, Node
+from cfdsl.compiler.signature import signature
+from cfdsl.dsl.graph import ITEMSIZE, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Shard
 from cfdsl.errors import DuplicateName
@@ -82,20 +83,9 @@ def _from_arguments(b: Builder, node: Node) -> bool:
 
 
 def _args(b: Builder) -> tuple[Arg, ...]:
-    """Launch arguments: inputs and weights in the order of the spec, caches, outputs, workspaces."""
-    graph: Graph = b.placed.graph
-    leaves = [node for node in graph.nodes if node.op in ("input", "weight")]
+    """Launch arguments: the signature, then workspaces."""
     _check_own(b, SYNC_WORKSPACE.name)
-    args = [Arg(n.attr("name"), n.type.shape, n.type.dtype, n.op, align=_align(n)) for n in leaves]
-    for node in graph.leaves("kv_cache"):
-        batch, heads, tokens, dim = node.type.shape
-        shape = (batch, heads, tokens, dim) if node.attr("layout") == "bhtd" else (batch, tokens, heads, dim)
-        mutated = bool(graph.effects)
-        args += [Arg(f"{node.attr('name')}_{kv}", shape, node.type.dtype, "cache", mutated) for kv in "kv"]
-    for name, node in graph.outputs:
-        dtype = graph.output_dtype(node)
-        args.append(Arg(name, node.type.shape, dtype, "output", mutated=True, align=_align(node, dtype)))
-    return (*args, SYNC_WORKSPACE, *b.workspaces.values())
+    return (*signature(b.placed.graph), SYNC_WORKSPACE, *b.workspaces.values())
 
 
 def _check_own(b: Builder, name: str) -> None:
@@ -103,17 +93,6 @@ def _check_own(b: Builder, name: str) -> None:
     if name in b.taken:
         src = next((node.src for node in b.placed.graph.nodes if node.op in ("input", "weight") and node.attr("name") == name), None)
         raise DuplicateName(name=name, first="the kernel's own workspace", second="an argument", src=src)
-
-
-def _align(node: Node, dtype: str | None = None) -> int:
-    """Vectors are read and written 16 bytes at a time; a single index only needs its own size."""
-    itemsize = ITEMSIZE[dtype or node.type.dtype]
-    size = 1
-    for dim in node.type.shape:
-        if isinstance(dim, str):
-            return 16
-        size *= dim
-    return 16 if size * itemsize % 16 == 0 else itemsize
 
 
 def _allocate(b: Builder, ring: Ring | None) -> tuple[tuple[Buffer, ...], tuple[Barrier, ...], int]:

@@ -6,5 +6,6 @@ from cfdsl.runtime.arguments import check_arguments
 from cfdsl.runtime.build import compile, from_lowered
 from cfdsl.runtime.cache import DamagedCacheEntry, KernelCache
 from cfdsl.runtime.kernel import Kernel
+from cfdsl.runtime.oracle import Oracle, oracle
 
-__all__ = ["DamagedCacheEntry", "Kernel", "KernelCache", "check_arguments", "compile", "from_lowered"]
+__all__ = ["DamagedCacheEntry", "Kernel", "KernelCache", "Oracle", "check_arguments", "compile", "from_lowered", "oracle"]

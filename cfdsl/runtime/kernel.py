@@ -13,6 +13,7 @@ from torch.compiler import is_dynamo_compiling
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import Arg, KernelPlan
+from cfdsl.dsl.interpret import Traffic, count_traffic
 from cfdsl.errors import ColdCompileInCapture, NotResident, raise_all
 from cfdsl.runtime import artifacts, device, preload, toolchain, torch_op
 from cfdsl.runtime.arguments import DTYPES, argument_errors, check_arguments, in_order, unchecked_strides
@@ -212,6 +213,11 @@ class Kernel:
     def config(self) -> Config:
         """The schedule that the kernel was made with."""
         return self.plan.config
+
+    def traffic(self, sizes: Mapping[str, int] | None = None) -> Traffic:
+        """The bytes of one launch, from shapes alone. sizes: named dimensions ("tokens": the cache's capacity, "positions"), and "length":
+        the tokens in the cache before the launch (default: as full as it can be)."""
+        return count_traffic(self.lowered.placed, sizes)
 
     @functools.cached_property
     def stages(self) -> Stages:

@@ -12,7 +12,8 @@ from vector_cases import VECTOR_CASES
 
 __all__ = [
     "ATTEND_CASES", "ATTEND_DEEP", "ATTEND_SHALLOW", "BROADCASTS", "CLUSTER_CASES", "DEEP", "GRID", "GRID_CASE", "LOOPS",
-    "PRODUCT_CASES", "PUSHES", "SHALLOW", "SPLIT", "SPREAD", "VECTOR_CASES", "Case", "Matrix", "by_name", "grid_exchange", "looped", "product",
+    "PRODUCT_CASES", "PUSHES", "SHALLOW", "SPLIT", "SPREAD", "VECTOR_CASES", "Case", "Matrix", "by_name", "grid_exchange", "looped",
+    "product",
 ]  # fmt: skip
 
 ALL_CASES = (*VECTOR_CASES, *PRODUCT_CASES, *ATTEND_CASES, *CLUSTER_CASES, GRID_CASE, *LOOPS)

@@ -92,7 +92,7 @@ def grid_exchange(counted: int = GRID) -> Case:
 
 
 def split_softmax(ranks: int, splits: int, pushed: bool = False) -> Case:
-    """The case of softmax terms that several clusters of `ranks` share by way of global memory; `pushed`: and that ranks combine in parts."""
+    """The case of softmax terms that clusters of `ranks` share by way of global memory; `pushed`: and that ranks combine in parts."""
     groups, heads, dim = cluster_kernels.SPLIT_GROUPS, cluster_kernels.SPLIT_HEADS, cluster_kernels.SPLIT_DIM
     ctas, size = groups * splits * ranks, heads * dim
 
@@ -116,7 +116,8 @@ def split_softmax(ranks: int, splits: int, pushed: bool = False) -> Case:
 
     whole = groups * size
     return Case(
-        f"split softmax, {splits} clusters of {ranks}{', pushed' * pushed}", cluster_kernels.split_softmax, (("f32", (ctas, size + 2 * heads)),),
+        f"split softmax, {splits} clusters of {ranks}{', pushed' * pushed}", cluster_kernels.split_softmax,
+        (("f32", (ctas, size + 2 * heads)),),
         {"sync": ("i32", (8,)), "ws_o": ("f32", (splits * whole,)), "ws_ml": ("f32", (splits * groups * heads * 2,)),
          "out": ("f32", (ctas * whole,))}, check, (ranks, splits, pushed), make, grid=ctas, cluster=ranks,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from cutlass import Float32, Int32
 from harness import THREADS, WARPS
 from ring_kernels import places
 
-from primitives import attention, cluster_gather, cluster_reduce, cta, exchange, frag, grid, multicast, stream, terms
+from primitives import cluster_gather, cluster_reduce, cta, exchange, frag, grid, multicast, stream, terms
 
 PUSHED = 7  # f32 that one push4, one push2 and one push1 carry
 

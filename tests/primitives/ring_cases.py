@@ -80,7 +80,8 @@ PRODUCT_CASES = (
 
 
 def attend(
-    heads: int, dim: int, layout: str, ranks: int, dtype: str = "bf16", stages: int = 2, pieces: int = 1, batches: int = 2, ahead: bool = True
+    heads: int, dim: int, layout: str, ranks: int, dtype: str = "bf16", stages: int = 2, pieces: int = 1, batches: int = 2,
+    ahead: bool = True,
 ) -> Case:
     """The case of one KV head's attention: `heads` query heads, `ranks` CTAs, token tiles of `pieces` for each warp."""
     kv_heads, capacity, mine = 2, 301, 1

@@ -148,7 +148,8 @@ def lower_attend(b: Builder, node: Node) -> None:
         )  # fmt: skip
         b.step(
             "combine_warps", f"{out}, {stats} = terms of the warps combined", reads=(part_o, part_ml), writes=(out, stats), src=node.src,
-            part_o=part_o, part_ml=part_ml, out=out, stats=stats, head=j, group=group, dim=dim, tokens_per_tile=tokens, ahead=ahead, batches=batches,
+            part_o=part_o, part_ml=part_ml, out=out, stats=stats, head=j, group=group, dim=dim, tokens_per_tile=tokens,
+            ahead=ahead, batches=batches,
         )  # fmt: skip
     if sharded:
         b.values[node] = Softmax(out, stats, heads, dim)

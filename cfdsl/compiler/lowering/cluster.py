@@ -190,6 +190,7 @@ def wait_for(
     b: Builder, node: Node, mbar: str, op: str, monoid: str | None, algorithm: str, buffers: tuple[str, ...], payload: int, sent: int,
     received: int,
 ) -> None:  # fmt: skip
+    """Wait for all bytes of an exchange, and record it: `payload` bytes a rank has, `sent` to others, `received` on its barrier."""
     step = b.step("wait", f"{received} bytes have landed: {', '.join(buffers)}", touches=buffers, src=node.src, mbar=mbar, fills=buffers)
     name = f"{node.op}:{','.join(buffers)}"
     b.exchanges.append(Exchange(name, "cluster", op, monoid, algorithm, buffers, payload, sent, received, mbar, step, node.src))

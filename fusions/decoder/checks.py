@@ -1,0 +1,71 @@
+"""What is wrong with a decoder's arguments, all of it at once and before anything is compiled or launched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import cfdsl as cf
+from fusions.decoder.step import OPTIONS
+from fusions.decoder.weights import DTYPES
+
+BACKENDS = ("kernel", "oracle")
+
+
+def setting_errors(capacity: int, dtype: str, backend: str, part: Any, settings: Mapping[str, Any]) -> Iterator[cf.CfdslError]:
+    """Arguments of the decoder that are no tensors."""
+    if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
+        yield _argument("capacity", "a positive number of tokens", capacity)
+    if dtype not in DTYPES:
+        yield _argument("dtype", "'bf16' or 'f16'", dtype)
+    if backend not in BACKENDS:
+        yield _argument("backend", "'kernel' or 'oracle'", backend)
+    if backend == "oracle" and part is not None:
+        yield _argument("part", "None with backend 'oracle', which compiles nothing", part)
+    for name in settings:
+        if name not in OPTIONS:
+            yield _argument("settings", f"a dictionary by fusion: {', '.join(OPTIONS)}", name)
+
+
+def cache_errors(
+    model: cf.ModelConfig, caches: Sequence[tuple[Tensor, Tensor]], capacity: int, dtype: torch.dtype
+) -> Iterator[cf.CfdslError]:
+    """The caller's caches: a pair per layer, each (1, kv_heads, capacity, head_dim)."""
+    shape = (1, model.kv_heads, capacity, model.head_dim)
+    if len(caches) != model.layers:
+        yield _argument("caches", f"{model.layers} pairs, one per layer", f"{len(caches)} of them")
+    batches = {cache.shape[0] for pair in caches for cache in pair if cache.dim() == 4}
+    for batch in sorted(batches - {1}):
+        yield cf.errors.BatchUnsupported(batch=batch)
+    what = f"a contiguous {str(dtype).removeprefix('torch.')} tensor of shape {shape}"
+    for layer, pair in enumerate(caches):
+        for name, cache in zip("kv", pair, strict=True):
+            if tuple(cache.shape)[1:] != shape[1:] or cache.dtype != dtype or not cache.is_contiguous():
+                got = f"a {str(cache.dtype).removeprefix('torch.')} one of shape {tuple(cache.shape)} and strides {cache.stride()}"
+                yield cf.errors.ArgumentError(argument=f"caches[{layer}] {name}", expected=what, got=got)
+
+
+def generate_errors(model: cf.ModelConfig, capacity: int, prompt: Any, new: int) -> Iterator[cf.CfdslError]:
+    """A prompt that is not one sequence of the model's tokens, or has no room together with the new ones."""
+    if isinstance(prompt, Tensor) and prompt.dim() == 2 or any(isinstance(row, (list, tuple)) for row in prompt):
+        if len(prompt) == 1:
+            yield cf.errors.ArgumentError(argument="prompt_ids", expected="a flat sequence of tokens", got="a batch of one such sequence")
+        else:
+            yield cf.errors.BatchUnsupported(batch=len(prompt))
+        return
+    if not len(prompt):
+        yield cf.errors.ArgumentError(argument="prompt_ids", expected="at least one token", got="none")
+    outside = [int(token) for token in prompt if not 0 <= int(token) < model.vocab]
+    if outside:
+        yield cf.errors.ArgumentError(argument="prompt_ids", expected=f"tokens from 0 to {model.vocab - 1}", got=str(outside))
+    if not isinstance(new, int) or isinstance(new, bool) or new < 1:
+        yield _argument("max_new_tokens", "a positive number", new)
+    elif len(prompt) + new > capacity:
+        yield cf.errors.CapacityExceeded(prompt=len(prompt), new=new, capacity=capacity)
+
+
+def _argument(name: str, expected: str, got: object) -> cf.CfdslError:
+    return cf.errors.ArgumentError(argument=name, expected=expected, got=repr(got))

@@ -1,0 +1,108 @@
+"""Reading a model from a GGUF file, with the package `gguf`: its config, its weights under their Hugging Face names, its texts.
+
+Needs the optional dependencies: pip install "cfdsl[text]".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import cfdsl as cf
+from fusions.decoder.weights import ATTENTION, DTYPES, EMBEDDING, FFN, FINAL_NORM, HEAD, weight_errors
+
+WHOLE = {"token_embd.weight": EMBEDDING, "output_norm.weight": FINAL_NORM, "output.weight": HEAD}
+LAYER = {  # of blk.N, as llama.cpp calls them
+    "attn_norm": ATTENTION["norm"], "attn_q": ATTENTION["wq"], "attn_k": ATTENTION["wk"], "attn_v": ATTENTION["wv"],
+    "attn_output": ATTENTION["wo"], "ffn_norm": FFN["norm"], "ffn_gate": FFN["w_gate"], "ffn_up": FFN["w_up"], "ffn_down": FFN["w_down"],
+}  # fmt: skip
+
+
+class GgufFile:
+    """An open GGUF file of a Llama model.
+
+    model      its config. llama.cpp stores the rows of the query and key projections in the order of interleaved rotary pairs, so
+               rope_style is "interleaved", and the weights are used as they are stored.
+    metadata   (key) -> a value of the file's metadata, or None
+
+    Raises ModelUnsupported with all the reasons why this is no such model.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        import gguf
+
+        self.path = str(path)
+        self._reader = gguf.GGUFReader(self.path)
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        reasons = list(self._unsupported())
+        if reasons:
+            raise cf.errors.ModelUnsupported(name=self.path, reasons=reasons)
+        self.model = self._config()
+
+    def metadata(self, key: str) -> Any:
+        """A value of the file's metadata: a number, text or list; None if it has none of that name."""
+        field = self._reader.get_field(key)
+        return None if field is None else field.contents()
+
+    def weights(self, dtype: str = "bf16", device: str | torch.device = "cpu") -> dict[str, Tensor]:
+        """Every weight by its Hugging Face name, out of the file's quantisation (gguf's own functions) and rounded to `dtype`.
+
+        Raises WeightsMismatch if one is missing, or of another shape than the config says.
+        """
+        from gguf.quants import dequantize
+
+        found = {}
+        for name, tensor in self._tensors.items():
+            known = _hugging_face_name(name)
+            if known is not None:
+                whole = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+                found[known] = whole.to(DTYPES[dtype]).to(device)
+        cf.errors.raise_all(weight_errors(self.model, found, dtype, None))
+        return found
+
+    def _config(self) -> cf.ModelConfig:
+        heads, hidden = self._of("attention.head_count"), self._of("embedding_length")
+        name = str(self.metadata("general.name") or self.path)
+        return cf.ModelConfig(
+            name, hidden, heads, self._of("attention.head_count_kv") or heads, self._of("attention.key_length") or hidden // heads,
+            norm_eps=self._of("attention.layer_norm_rms_epsilon"), rope_theta=self._of("rope.freq_base") or 10000.0,
+            rotary_dim=self._of("rope.dimension_count") or 0, rope_style="interleaved", layers=self._of("block_count"),
+            intermediate=self._of("feed_forward_length"), vocab=int(self._tensors["token_embd.weight"].shape[-1]),
+            tied_embeddings="output.weight" not in self._tensors, max_positions=self._of("context_length"),
+        )  # fmt: skip
+
+    def _of(self, key: str) -> Any:
+        return self.metadata(f"llama.{key}")
+
+    def _unsupported(self) -> Iterator[str]:
+        architecture = self.metadata("general.architecture")
+        if architecture != "llama":
+            yield f"its architecture is {architecture!r}; known is llama"
+            return
+        if self._of("rope.scaling.type") not in (None, "none") or "rope_freqs.weight" in self._tensors:
+            yield "its rotary frequencies are scaled"
+        if self._of("expert_count"):
+            yield f"it is a mixture of {self._of('expert_count')} experts"
+        biased = [name for name in self._tensors if name.endswith(".bias")]
+        if biased:
+            yield f"its projections have biases ({biased[0]})"
+        if "token_embd.weight" not in self._tensors:
+            yield "it has no tensor token_embd.weight"
+        needed = ("embedding_length", "block_count", "feed_forward_length", "context_length", "attention.head_count")
+        for key in (*needed, "attention.layer_norm_rms_epsilon"):
+            if self._of(key) is None:
+                yield f"its metadata lacks llama.{key}"
+
+
+def _hugging_face_name(name: str) -> str | None:
+    """None for a tensor that a decoder does not take."""
+    layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+    if layer is None:
+        return WHOLE.get(name)
+    known = LAYER.get(layer.group(2))
+    return None if known is None else f"model.layers.{layer.group(1)}.{known}"

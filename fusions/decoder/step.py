@@ -1,0 +1,127 @@
+"""One decode step as a list of launches: embedding, a block of attention and one of the feed-forward part per layer, the head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import cfdsl as cf
+import fusions
+from fusions.decoder.weights import DTYPES, EMBEDDING, FINAL_NORM, attention_weights, ffn_weights, head_name
+
+Runner = cf.Kernel | cf.Oracle
+OPTIONS: dict[str, dict[str, Any]] = {  # the fusions of a step, with the options that make them fit together
+    "embedding": {},
+    "attention_block": {"residual": False},
+    "ffn_block": {},
+    "lm_head": {"out": "both"},
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel of a step with its tensors, in the kernel's order. layer: None for the embedding and the head."""
+
+    name: str
+    layer: int | None
+    kernel: Runner
+    args: tuple[Tensor, ...]
+
+    def __call__(self) -> None:
+        """Launch it on the current stream."""
+        self.kernel(*self.args)
+
+
+@dataclass(frozen=True)
+class State:
+    """What a step reads and writes apart from weights and caches. Allocated once; nothing here ever moves.
+
+    counters (12,) i32: three numbers, 16 bytes apart, that are passed as `length` (1,): tokens in the caches, and the position of the
+    token that is fed; `token` (1,): that token; `next_token` (1,): the one chosen. logits (1, vocab) f32; x, h (1, hidden): the residual
+    stream before and after a layer's attention; cos, sin (positions, rotary_dim / 2) f32.
+
+    Two buffers of activations are enough although every kernel starts while the one before it still runs. What a kernel reads ahead
+    are weights, which nobody writes. All else it touches only after its griddepcontrol.wait, which returns when the kernel before has
+    ended and its writes are visible; that one had waited for its own predecessor in turn. So for every buffer here stream order holds:
+    a layer's feed-forward block writes x after attention, which read x, has ended. The same goes for the workspace of the one kernel
+    object that all layers share. torch's kernels (the update of `length`, the copy of `token`) start in plain stream order.
+    """
+
+    counters: Tensor
+    more: Tensor
+    logits: Tensor
+    x: Tensor
+    h: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    @property
+    def length(self) -> Tensor:
+        return self.counters[0:1]
+
+    @property
+    def token(self) -> Tensor:
+        return self.counters[4:5]
+
+    @property
+    def next_token(self) -> Tensor:
+        return self.counters[8:9]
+
+    def count_and_advance(self) -> None:
+        """length += 1 and token = next_token, as one kernel: (length, next_token) + (1, 0), stored over (length, token)."""
+        torch.add(self.counters[0::8], self.more, out=self.counters[0:8:4])
+
+
+def new_state(model: cf.ModelConfig, dtype: str, positions: int, device: torch.device) -> State:
+    """Buffers for one sequence, on `device`: no token, an empty cache."""
+    x, h = (torch.zeros((1, model.hidden), dtype=DTYPES[dtype], device=device) for _ in range(2))
+    counters, more = torch.zeros(12, dtype=torch.int32, device=device), torch.tensor([1, 0], dtype=torch.int32, device=device)
+    logits = torch.zeros((1, model.vocab), dtype=torch.float32, device=device)
+    return State(counters, more, logits, x, h, *rope_tables(model, positions, device))
+
+
+def rope_tables(model: cf.ModelConfig, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin, (positions, rotary_dim / 2) f32: computed in float64, because angles grow large."""
+    frequencies = torch.tensor(cf.rope_inv_freq(model), dtype=torch.float64)
+    angles = torch.arange(positions, dtype=torch.float64)[:, None] * frequencies
+    return angles.cos().float().to(device), angles.sin().float().to(device)
+
+
+def kernels(
+    model: cf.ModelConfig, dtype: str, backend: str, part: Any, capacity: int, settings: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Runner]:
+    """One kernel (or oracle) per fusion, by its name: all layers have the same shapes and share it."""
+    made: dict[str, Runner] = {}
+    for name, options in OPTIONS.items():
+        fusion, chosen = fusions.find(name), {**options, **settings.get(name, {})}
+        if backend == "oracle":
+            made[name] = cf.oracle(fusion, model, 1, dtype, **chosen)
+        else:
+            sizes = {"tokens": min(capacity, 4096)}  # what a cache is planned for: it is seldom full
+            made[name] = cf.compile(fusion, model, 1, dtype, part=part, sizes=sizes, **chosen)
+    return made
+
+
+def launches(
+    model: cf.ModelConfig, weights: Mapping[str, Tensor], caches: Sequence[tuple[Tensor, Tensor]], state: State,
+    runners: Mapping[str, Runner],
+) -> list[Launch]:  # fmt: skip
+    """The step, in order. Every tensor is bound here once; nothing is looked up or allocated later."""
+    at = {"pos": state.length, "length": state.length, "cos": state.cos, "sin": state.sin}  # the token's position: how many came before
+    step = [_launch("embedding", None, runners, {"token": state.token, "table": weights[EMBEDDING], "y": state.x})]
+    for layer, (k, v) in enumerate(caches):
+        attention = {**attention_weights(model, weights, layer), **at, "cache_k": k, "cache_v": v}
+        step.append(_launch("attention_block", layer, runners, {**attention, "x": state.x, "y": state.h}))
+        step.append(_launch("ffn_block", layer, runners, {**ffn_weights(weights, layer), "x": state.h, "y": state.x}))
+    head = {"x": state.x, "norm": weights[FINAL_NORM], "w_head": weights[head_name(model)]}
+    step.append(_launch("lm_head", None, runners, {**head, "token": state.next_token, "logits": state.logits}))
+    return step
+
+
+def _launch(name: str, layer: int | None, runners: Mapping[str, Runner], tensors: Mapping[str, Tensor]) -> Launch:
+    kernel = runners[name]
+    return Launch(name, layer, kernel, tuple(tensors[arg.name] for arg in kernel.args))

@@ -1,0 +1,85 @@
+"""Text to tokens and back, from what a GGUF file says of its model's tokenizer: the package `tokenizers` does the work.
+
+Needs the optional dependencies: pip install "cfdsl[text]".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import cfdsl as cf
+from fusions.decoder.gguf_file import GgufFile
+
+CONTROL = 3  # llama.cpp's token type of texts like <|im_start|>, which no ordinary text is cut into
+PRE_TOKENIZERS = ("gpt-2", "smollm")
+
+
+class Text:
+    """The tokenizer and the chat template of a GGUF file.
+
+    eos   the tokens that end an answer
+    Raises ModelUnsupported with all the reasons why its texts cannot be cut.
+    """
+
+    def __init__(self, file: GgufFile) -> None:
+        reasons = list(_unsupported(file))
+        if reasons:
+            raise cf.errors.ModelUnsupported(name=file.path, reasons=reasons)
+        self._tokenizer = _tokenizer(file)
+        self._template = file.metadata("tokenizer.chat_template")
+        ends = (file.metadata(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
+        self.eos: frozenset[int] = frozenset(int(token) for token in ends if token is not None)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text; control tokens in it are recognised."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without the control tokens."""
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The tokens of a conversation, up to where the model's answer begins. messages: {"role": ..., "content": ...} each."""
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        if self._template is None:
+            raise cf.errors.ArgumentError(argument="messages", expected="a text for encode()", got="a chat, and the file has no template")
+        template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(self._template)
+        return self.encode(template.render(messages=list(messages), add_generation_prompt=True))
+
+    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        """The text as it comes, token by token; a character of several tokens appears with its last one."""
+        seen: list[int] = []
+        shown = ""
+        for token in tokens:
+            seen.append(token)
+            text = self.decode(seen)
+            if not text.endswith("\ufffd"):
+                yield text[len(shown) :]
+                shown = text
+
+
+def _unsupported(file: GgufFile) -> Iterator[str]:
+    kind, cut = file.metadata("tokenizer.ggml.model"), file.metadata("tokenizer.ggml.pre")
+    if kind != "gpt2":
+        yield f"its tokenizer is {kind!r}; known is gpt2 (byte-level BPE)"
+    elif cut not in PRE_TOKENIZERS:
+        yield f"its tokenizer cuts words by the rules of {cut!r}; known are {', '.join(PRE_TOKENIZERS)}"
+
+
+def _tokenizer(file: GgufFile) -> Any:
+    """Byte-level BPE with the file's vocabulary and merges."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    texts, kinds = file.metadata("tokenizer.ggml.tokens"), file.metadata("tokenizer.ggml.token_type")
+    merges = [tuple(merge.split(" ")) for merge in file.metadata("tokenizer.ggml.merges")]
+    made = Tokenizer(models.BPE({text: token for token, text in enumerate(texts)}, merges))
+    cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if file.metadata("tokenizer.ggml.pre") == "smollm":  # digits one by one, then as GPT-2
+        cut = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), cut])
+    made.pre_tokenizer, made.decoder = cut, decoders.ByteLevel()
+    made.add_special_tokens([AddedToken(text, special=True) for text, kind in zip(texts, kinds) if kind == CONTROL])
+    return made

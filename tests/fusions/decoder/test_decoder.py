@@ -1,0 +1,253 @@
+"""The decoder on the oracle: a whole model's steps against plain PyTorch, and what it does with arguments, caches and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from plain_model import PlainModel, agreement, logits_of, random_weights
+from torch import Tensor
+
+import cfdsl as cf
+from cfdsl.errors import ArgumentError, BatchUnsupported, CapacityExceeded, Errors
+from cfdsl.runtime.kernel import STATUS
+from fusions.decoder import Decoder, Sampler
+
+TINY = cf.ModelConfig(
+    "tiny", 128, 4, 2, 64, layers=2, intermediate=192, vocab=320, tied_embeddings=True, rope_theta=100.0, max_positions=64
+)  # fmt: skip
+PROMPT = [5, 200, 17]
+
+
+def make(model: cf.ModelConfig = TINY, dtype: str = "f16", capacity: int = 24, **how: Any) -> Decoder:
+    weights = how.pop("weights", None) or random_weights(model, dtype)
+    return Decoder(model, weights, capacity=capacity, dtype=dtype, backend="oracle", **how)
+
+
+def run(decoder: Decoder, prompt: Sequence[int], new: int) -> tuple[list[int], Tensor]:
+    """Tokens and logits (new, vocab) of greedy decoding, step by step from the outside."""
+    tokens, logits = [], []
+    decoder.reset()
+    for token in prompt:
+        decoder.token.fill_(token)
+        decoder.step()
+    for _ in range(new):
+        logits.append(decoder.logits[0].clone())
+        tokens.append(int(decoder.next_token))
+        decoder.advance()
+        decoder.step()
+    return tokens, torch.stack(logits)
+
+
+@pytest.mark.parametrize(
+    ("fields", "dtype"),
+    [
+        ({}, "f16"),
+        ({}, "bf16"),
+        ({"tied_embeddings": False, "qkv_bias": True, "activation": "gelu_pytorch_tanh", "kv_heads": 1}, "f16"),
+        ({"rope_style": "interleaved", "heads": 6, "kv_heads": 3, "hidden": 192}, "f16"),
+        ({"rope_scaling": cf.RopeScaling("llama3", 8.0, 1.0, 4.0, 16), "head_dim": 128, "rotary_dim": 128, "layers": 1}, "f16"),
+    ],
+    ids=["tied", "bf16", "biases", "interleaved", "scaled"],
+)
+def test_steps_equal_plain_pytorch(fields: dict[str, Any], dtype: str) -> None:
+    model, new = TINY.with_(**fields), 12
+    weights = random_weights(model, dtype)
+    decoder = make(model, dtype, weights=weights)
+    tokens, logits = run(decoder, PROMPT, new)
+    fed = torch.tensor(PROMPT + tokens[:-1])
+    half = torch.float16 if dtype == "f16" else torch.bfloat16
+    truth, plain = (logits_of(PlainModel(model, weights, 24, kind), fed, new) for kind in (torch.float32, half))
+    found = agreement(logits, truth, plain)
+    assert found.exceptions == 0, found
+    assert found.decisive >= new // 4, found
+    assert max(found.errors) < (2e-3 if dtype == "f16" else 1.5e-2), found
+    assert tokens == logits.argmax(-1).tolist()
+    assert decoder.status() == ()
+
+
+def test_generate_is_the_same_as_steps_and_begins_anew_each_time() -> None:
+    decoder = make()
+    want, _ = run(decoder, PROMPT, 8)
+    assert list(decoder.generate(PROMPT, 8)) == want
+    assert list(decoder.generate(torch.tensor(PROMPT), 8)) == want
+    assert int(decoder.length) == len(PROMPT) + 8 - 1  # the last token is not fed
+
+
+def test_another_cache_content_is_another_result() -> None:
+    """What the first tokens were matters for the later ones: the caches are really read."""
+    decoder = make()
+    _, first = run(decoder, [5, 200, 17], 1)
+    _, other = run(decoder, [6, 200, 17], 1)
+    assert (first - other).norm() > 1e-2 * first.norm()
+
+
+def test_eos_ends_it_and_is_yielded() -> None:
+    decoder = make()
+    want = list(decoder.generate(PROMPT, 8))
+    cut = want.index(want[3]) + 1
+    assert list(decoder.generate(PROMPT, 8, eos=want[3])) == want[:cut]
+    assert list(decoder.generate(PROMPT, 8, eos={want[3], 999999})) == want[:cut]
+
+
+def test_a_sampler_chooses_the_tokens_and_a_seed_repeats_them() -> None:
+    decoder = make()
+    draws = [list(decoder.generate(PROMPT, 8, sampler=Sampler(2.0, generator=torch.Generator().manual_seed(s)))) for s in (1, 1, 2)]
+    assert draws[0] == draws[1]
+    assert draws[0] != draws[2]
+    assert list(decoder.generate(PROMPT, 8, sampler=Sampler(1.0, top_k=1))) == list(decoder.generate(PROMPT, 8))
+
+
+def test_prefill_by_the_caller_leaves_the_rest_to_steps() -> None:
+    decoder, other = make(), make()
+    want = list(decoder.generate(PROMPT, 6))
+    asked = []
+
+    def prefill(prompt: Sequence[int]) -> int:
+        asked.append(list(prompt))
+        for (k, v), (from_k, from_v) in zip(other.caches, decoder.caches, strict=True):
+            k[:, :, :2], v[:, :, :2] = from_k[:, :, :2], from_v[:, :, :2]
+        return 2
+
+    assert list(other.generate(PROMPT, 6, prefill=prefill)) == want
+    assert asked == [PROMPT]
+    with pytest.raises(ArgumentError, match="argument 'prefill' must be to return 0 to 2 tokens, got 3"):
+        list(other.generate(PROMPT, 6, prefill=len))
+
+
+def test_the_callers_caches_and_weights_are_used_where_they_are() -> None:
+    weights = random_weights(TINY, "f16")
+    caches = [tuple(torch.full((1, 2, 24, 64), float("nan"), dtype=torch.float16) for _ in "kv") for _ in range(2)]
+    decoder = make(weights=weights, caches=caches)
+    want = list(make(weights=weights).generate(PROMPT, 4))
+    assert list(decoder.generate(PROMPT, 4)) == want
+    for k, v in caches:
+        for cache in (k, v):
+            assert not cache[:, :, :6].isnan().any()
+            assert cache[:, :, 6:].isnan().all()
+    where = {tensor.data_ptr() for launch in decoder.launches for tensor in launch.args}
+    assert {tensor.data_ptr() for tensor in (*weights.values(), *(cache for pair in caches for cache in pair))} <= where
+
+
+def test_parameters_and_inference_mode() -> None:
+    """A module's weights need no gradient here, and what is made in inference mode works outside of it."""
+    weights = random_weights(TINY, "f16")
+    want = list(make(weights=weights).generate(PROMPT, 3))
+    with torch.inference_mode():
+        decoder = make(weights={name: torch.nn.Parameter(tensor) for name, tensor in weights.items()})
+    assert list(decoder.generate(PROMPT, 3)) == want
+    assert not decoder.logits.requires_grad
+
+
+def test_launches_come_in_the_models_order_and_share_kernels() -> None:
+    decoder = make()
+    assert [name for name, _ in decoder.kernels] == ["embedding", *["attention_block", "ffn_block"] * 2, "lm_head"]
+    assert len({id(kernel) for _, kernel in decoder.kernels}) == 4
+    assert [launch.layer for launch in decoder.launches] == [None, 0, 0, 1, 1, None]
+
+
+def test_no_kernel_writes_what_it_reads_and_each_reads_what_the_one_before_wrote() -> None:
+    """What the two activation buffers rely on: a kernel may still be reading its inputs while it stores."""
+    before: set[int] = set()
+    for launch in make().launches:
+        roles = list(zip(launch.kernel.args, launch.args, strict=True))
+        written = {tensor.data_ptr() for arg, tensor in roles if arg.role == "output"}
+        read = {tensor.data_ptr() for arg, tensor in roles if arg.role in ("input", "weight")}
+        assert not written & read
+        assert not before or before & read
+        before = written
+
+
+def test_bytes_of_a_step() -> None:
+    """All weights once (of the embedding one row more), the cache up to the length, and the small rest."""
+    decoder = make(capacity=24)
+    weights = sum(tensor.numel() * 2 for tensor in random_weights(TINY).values())
+    per_token = TINY.layers * 2 * TINY.kv_heads * TINY.head_dim * 2
+    empty = decoder.kernel_bytes(0)
+    assert weights + per_token < empty < weights + per_token + 16 * 1024
+    assert decoder.kernel_bytes(10) - empty == 10 * per_token
+    decoder.reset(10)
+    assert decoder.kernel_bytes() == decoder.kernel_bytes(10)
+
+
+def test_a_full_cache_is_flagged_and_stays_whole() -> None:
+    decoder = make(capacity=4)
+    list(decoder.generate([1, 2, 3], 1))
+    decoder.step()
+    assert decoder.status() == ()
+    before = [cache.clone() for pair in decoder.caches for cache in pair]
+    decoder.step()
+    assert int(decoder.length) == 5
+    assert decoder.status(clear=True) == (f"attention_block: {STATUS[0]}", f"attention_block: {STATUS[1]}")
+    assert all(torch.equal(a, b) for a, b in zip(before, (cache for pair in decoder.caches for cache in pair)))
+    assert decoder.status() == ()
+
+
+def test_settings_reach_the_fusion_they_name() -> None:
+    decoder = make(settings={"attention_block": {"cluster_size": 4, "qkv": "rows"}})
+    attention = decoder.runners["attention_block"]
+    assert isinstance(attention, cf.Oracle)
+    assert attention.placed.mesh.ranks == 4
+    assert list(decoder.generate(PROMPT, 3)) == list(make().generate(PROMPT, 3))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"prompt_ids": []}, "argument 'prompt_ids' must be at least one token, got none."),
+        ({"prompt_ids": [3, 320, -1]}, "argument 'prompt_ids' must be tokens from 0 to 319, got [320, -1]."),
+        ({"prompt_ids": [[1, 2]]}, "argument 'prompt_ids' must be a flat sequence of tokens, got a batch of one such sequence."),
+        ({"max_new_tokens": 0}, "argument 'max_new_tokens' must be a positive number, got 0."),
+    ],
+)
+def test_generate_says_what_is_wrong_before_it_begins(how: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        make().generate(**{"prompt_ids": PROMPT, "max_new_tokens": 4, **how})
+    assert caught.value.message == message
+
+
+def test_what_has_no_room_is_refused_beforehand() -> None:
+    decoder = make(capacity=8)
+    assert len(list(decoder.generate(PROMPT, 5))) == 5
+    with pytest.raises(CapacityExceeded, match="3 tokens of the prompt and 6 new ones do not fit caches of 8 tokens"):
+        decoder.generate(PROMPT, 6)
+
+
+def test_one_sequence_only() -> None:
+    for prompt in ([[1, 2], [3, 4]], torch.tensor([[1, 2], [3, 4]])):
+        with pytest.raises(BatchUnsupported, match="a batch of 2 sequences is not supported"):
+            make().generate(prompt, 2)
+    caches = [tuple(torch.zeros((2, 2, 24, 64), dtype=torch.float16) for _ in "kv") for _ in range(2)]
+    with pytest.raises(BatchUnsupported):
+        make(caches=caches)
+
+
+def test_caches_that_do_not_fit_are_all_named() -> None:
+    good = torch.zeros((1, 2, 24, 64), dtype=torch.float16)
+    with pytest.raises(Errors) as caught:
+        make(caches=[(good, good[:, :, :-1]), (good.float(), good), (good, good)])
+    texts = [error.message for error in caught.value.errors]
+    assert texts[0] == "argument 'caches' must be 2 pairs, one per layer, got '3 of them'."
+    assert [text.partition(" must")[0] for text in texts[1:]] == ["argument 'caches[0] v'", "argument 'caches[1] k'"]
+
+
+def test_settings_that_make_no_sense_are_all_named() -> None:
+    with pytest.raises(Errors) as caught:
+        Decoder(TINY, {}, capacity=0, dtype="f64", backend="oracle", part="h100-sxm", settings={"ffn": {}})
+    assert [error.argument for error in caught.value.errors] == ["capacity", "dtype", "part", "settings"]  # type: ignore[attr-defined]
+    with pytest.raises(ArgumentError, match="argument 'backend' must be 'kernel' or 'oracle', got 'gpu'"):
+        Decoder(TINY, {}, capacity=8, backend="gpu")
+
+
+def test_counting_and_advancing_as_one_is_the_same_as_one_after_the_other() -> None:
+    one, two = make(), make()
+    for decoder in (one, two):
+        list(decoder.generate(PROMPT, 1))
+    for _ in range(3):
+        one.step()
+        one.advance()
+        two.step_and_advance()
+        assert [int(t) for t in (one.token, one.length, one.next_token)] == [int(t) for t in (two.token, two.length, two.next_token)]
+    assert int(two.length) == len(PROMPT) + 3

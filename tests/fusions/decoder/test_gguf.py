@@ -1,0 +1,154 @@
+"""Models, weights and texts out of GGUF files: of small ones, written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plain_model import random_weights
+
+import cfdsl as cf
+from cfdsl.errors import ArgumentError, ModelUnsupported, WeightsMismatch
+from fusions.decoder import Decoder
+
+gguf = pytest.importorskip("gguf", reason='reading GGUF files needs pip install "cfdsl[text]"')
+from fusions.decoder.gguf_file import LAYER, WHOLE, GgufFile  # noqa: E402
+from fusions.decoder.text import Text  # noqa: E402
+
+MODEL = cf.ModelConfig(
+    "tiny", 128, 4, 2, 64, layers=2, intermediate=192, vocab=300, rope_theta=500.0, rope_style="interleaved", norm_eps=1e-6
+)  # fmt: skip
+Write = Callable[..., Path]
+
+
+def file_names(model: cf.ModelConfig) -> dict[str, str]:
+    """Hugging Face's name -> the file's."""
+    layers = {f"model.layers.{n}.{ours}": f"blk.{n}.{theirs}.weight" for n in range(model.layers) for theirs, ours in LAYER.items()}
+    return layers | {ours: theirs for theirs, ours in WHOLE.items()}
+
+
+def vocabulary() -> list[str]:
+    """Two control tokens, the 256 bytes as GPT-2 spells them, and words."""
+    from tokenizers import pre_tokenizers
+
+    return ["<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "ll", "hell", "hello", "Ġhello"]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Write a GGUF file of MODEL; keyword arguments say what is different about it."""
+
+    def made(quantised: bool = False, drop: str = "", architecture: str = "llama", more: dict[str, Any] | None = None) -> Path:
+        writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
+        writer.add_name("a tiny model")
+        writer.add_context_length(64)
+        writer.add_embedding_length(MODEL.hidden)
+        writer.add_block_count(MODEL.layers)
+        writer.add_feed_forward_length(MODEL.intermediate)
+        writer.add_head_count(MODEL.heads)
+        writer.add_head_count_kv(MODEL.kv_heads)
+        writer.add_key_length(MODEL.head_dim)
+        writer.add_rope_freq_base(MODEL.rope_theta)
+        writer.add_layer_norm_rms_eps(MODEL.norm_eps)
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm")
+        texts = vocabulary()
+        writer.add_token_list(texts)
+        writer.add_token_types([3, 3] + [1] * (len(texts) - 2))
+        writer.add_token_merges(["h e", "l l", "he ll", "hell o", "Ġ hello"])
+        writer.add_eos_token_id(1)
+        writer.add_chat_template("{% for m in messages %}{{ '<|im_start|>' + m['content'] + '<|im_end|>' }}{% endfor %}")
+        for key, value in (more or {}).items():
+            writer.add_string(key, value)
+        for ours, theirs in file_names(MODEL).items():
+            if theirs != drop:
+                values = random_weights(MODEL, "f16")[ours].float().numpy()
+                if quantised and values.ndim == 2:
+                    kind = gguf.GGMLQuantizationType.Q8_0
+                    writer.add_tensor(theirs, gguf.quants.quantize(values, kind), raw_dtype=kind)
+                else:
+                    writer.add_tensor(theirs, values)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return tmp_path / "model.gguf"
+
+    return made
+
+
+def test_the_config_and_the_weights_are_those_of_the_file(write: Write) -> None:
+    file = GgufFile(write())
+    assert file.model == MODEL.with_(name="a tiny model", max_positions=64, norm_eps=file.model.norm_eps)
+    assert file.model.norm_eps == pytest.approx(1e-6, rel=1e-6)
+    want, got = random_weights(MODEL, "f16"), file.weights("f16")
+    assert set(got) == set(want)
+    assert all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_quantised_weights_are_taken_out_of_their_blocks(write: Write) -> None:
+    want, got = random_weights(MODEL, "f16"), GgufFile(write(quantised=True)).weights("bf16")
+    for name, tensor in got.items():
+        assert tensor.dtype == torch.bfloat16
+        assert 0 < (tensor.float() - want[name].float()).norm() < 1e-2 * want[name].float().norm(), name
+
+
+def test_a_file_without_a_head_has_tied_embeddings(write: Write) -> None:
+    file = GgufFile(write(drop="output.weight"))
+    assert file.model.tied_embeddings
+    weights = file.weights("f16")
+    assert "lm_head.weight" not in weights
+    tokens = list(Decoder(file.model, weights, capacity=8, dtype="f16", backend="oracle").generate([3, 4], 3))
+    assert len(tokens) == 3
+
+
+def test_a_missing_tensor_is_named_as_hugging_face_names_it(write: Write) -> None:
+    with pytest.raises(WeightsMismatch, match=r"model.layers.1.mlp.down_proj.weight: missing, of shape \(128, 192\)"):
+        GgufFile(write(drop="blk.1.ffn_down.weight")).weights()
+
+
+def test_another_architecture_is_refused(write: Write) -> None:
+    with pytest.raises(ModelUnsupported, match="its architecture is 'gemma'; known is llama"):
+        GgufFile(write(architecture="gemma"))
+
+
+def test_scaled_frequencies_are_refused(write: Write) -> None:
+    with pytest.raises(ModelUnsupported, match="its rotary frequencies are scaled"):
+        GgufFile(write(more={"llama.rope.scaling.type": "yarn"}))
+
+
+def test_text_becomes_tokens_and_comes_back(write: Write) -> None:
+    text, words = Text(GgufFile(write())), vocabulary()
+    tokens = text.encode("hello hello 12é<|im_end|>")
+    assert [words[token] for token in tokens] == ["hello", "Ġhello", "Ġ", "1", "2", "Ã", "©", "<|im_end|>"]
+    assert text.decode(tokens) == "hello hello 12é"
+    assert text.eos == {1}
+
+
+def test_a_chat_goes_through_the_files_template(write: Write) -> None:
+    text = Text(GgufFile(write()))
+    assert text.chat([{"role": "user", "content": "hello"}]) == [0, vocabulary().index("hello"), 1]
+
+
+def test_a_stream_shows_a_character_when_it_is_whole(write: Write) -> None:
+    text = Text(GgufFile(write()))
+    assert list(text.stream(text.encode("hello é!"))) == ["hello", " ", "é", "!"]
+
+
+def test_an_unknown_tokenizer_is_refused(write: Write) -> None:
+    file = GgufFile(write())
+    known = file.metadata
+    file.metadata = lambda key: "llama-bpe" if key == "tokenizer.ggml.pre" else known(key)  # type: ignore[method-assign]
+    with pytest.raises(ModelUnsupported, match="its tokenizer cuts words by the rules of 'llama-bpe'; known are gpt-2, smollm"):
+        Text(file)
+
+
+def test_a_chat_needs_a_template(write: Write) -> None:
+    file = GgufFile(write())
+    known = file.metadata
+    file.metadata = lambda key: None if key == "tokenizer.chat_template" else known(key)  # type: ignore[method-assign]
+    with pytest.raises(ArgumentError, match="the file has no template"):
+        Text(file).chat([])
