@@ -185,6 +185,11 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     return float(difference / torch.where(known, b, zero).norm().clamp_min(1e-300))
 
 
+def poison(tensor: torch.Tensor) -> None:
+    """Fill with what no right result has: NaN, or -1 where it holds indices."""
+    tensor.fill_(math.nan if tensor.is_floating_point() else -1)
+
+
 def count_different(call: Call, outputs: Sequence[torch.Tensor], runs: int = 1000) -> int:
     """How many of `runs` further calls leave other bits in `outputs` than a first call did."""
     call()

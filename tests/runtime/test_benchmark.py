@@ -195,6 +195,14 @@ def test_the_peers_of_other_fusions(fusion: cf.Fusion, options: dict[str, Any]) 
         assert peer.make(model, given, 0, **options)[0] is forward
 
 
+def test_poison_is_no_result() -> None:
+    floats, indices = torch.zeros(2), torch.zeros(2, dtype=torch.int32)
+    for tensor in (floats, indices):
+        measure.poison(tensor)
+    assert floats.isnan().all()
+    assert indices.tolist() == [-1, -1]
+
+
 def test_a_wrong_index_is_wrong_however_near() -> None:
     want = torch.tensor([128255], dtype=torch.int32)
     assert measure.relative_error(want.clone(), want) == 0.0
