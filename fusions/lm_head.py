@@ -27,13 +27,13 @@ def lm_head(m: cf.ModelConfig, batch: int, *, out: Literal["token", "logits", "b
     w_head = cf.weight("w_head", (m.vocab, m.hidden))
 
     n = cf.rms_norm(x, norm, m.norm_eps)
-    logits = cf.linear(n, w_head, shard="out")
+    logits = cf.cast(cf.linear(n, w_head, shard="out"), "f32")
     if out == "logits":
-        return cf.outputs(logits=cf.cast(logits, "f32"))
+        return cf.outputs(logits=logits)
     token = cf.grid_reduce(cf.argmax(logits))
     if out == "token":
         return cf.outputs(token=token)
-    return cf.outputs(token=token, logits=cf.cast(logits, "f32"))
+    return cf.outputs(token=token, logits=logits)
 
 
 @lm_head.reference

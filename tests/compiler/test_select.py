@@ -59,6 +59,7 @@ def test_the_head_s_source() -> None:
     order = [source.index(text) for text in ("argmax.over_block(", "argmax.publish(ws_best", "grid.barrier(", "argmax.store_best(token")]
     assert order == sorted(order)
     assert "logits[granule49152 * 8 + i] = gemv.total(" in source, "logits are not rounded"
+    assert source.index("logits[granule") < source.index("grid.barrier("), "they are stored ahead of the exchange"
 
 
 def test_the_exchange_of_pairs() -> None:
@@ -73,7 +74,7 @@ def test_pairs_are_read_behind_the_barrier() -> None:
 
 
 def test_terms_are_summed_behind_a_barrier() -> None:
-    plan = head()
+    plan = head("token")
     assert "w_head_terms is read without a barrier" in wrong(without(plan, step_of(plan, "argmax") - 1))
 
 
