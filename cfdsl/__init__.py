@@ -51,10 +51,12 @@ from cfdsl.errors import CfdslError, Errors, TraceError
 from cfdsl.models import PRESETS, ModelConfig, RopeScaling, rope_inv_freq
 
 if TYPE_CHECKING:
+    from cfdsl import hf
     from cfdsl.compiler.config import Config
     from cfdsl.compiler.cost import explain
     from cfdsl.dsl.interpret import interpret
     from cfdsl.runtime.build import compile
+    from cfdsl.runtime.collective import collective, collective_algorithms
     from cfdsl.runtime.kernel import Kernel
     from cfdsl.runtime.oracle import Oracle, oracle
 
@@ -93,6 +95,8 @@ __all__ = [
     "cluster_reduce",
     "cluster_reduce_scatter",
     "clusters",
+    "collective",
+    "collective_algorithms",
     "compile",
     "concat",
     "embedding",
@@ -102,6 +106,7 @@ __all__ = [
     "grid_gather",
     "grid_reduce",
     "grid_reduce_scatter",
+    "hf",
     "input",
     "interpret",
     "kv_cache",
@@ -128,12 +133,15 @@ __all__ = [
 
 _LAZY = {
     "compile": "cfdsl.runtime.build",
+    "collective": "cfdsl.runtime.collective",
+    "collective_algorithms": "cfdsl.runtime.collective",
     "Kernel": "cfdsl.runtime.kernel",
     "oracle": "cfdsl.runtime.oracle",
     "Oracle": "cfdsl.runtime.oracle",
     "interpret": "cfdsl.dsl.interpret",
     "Config": "cfdsl.compiler.config",
     "explain": "cfdsl.compiler.cost",
+    "hf": "cfdsl.hf",
 }
 
 
@@ -141,7 +149,8 @@ def __getattr__(name: str) -> Any:
     """Load what needs torch or cutlass on first use."""
     if name not in _LAZY:
         raise AttributeError(f"module 'cfdsl' has no attribute {name!r}")
-    value = getattr(import_module(_LAZY[name]), name)
+    module = import_module(_LAZY[name])
+    value = module if name == "hf" else getattr(module, name)
     globals()[name] = value
     return value
 

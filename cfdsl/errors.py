@@ -466,6 +466,27 @@ class CompileFailed(CfdslError):
     _remedy = "this is a mistake in cfdsl; report it with the generated source."
 
 
+@dataclass(eq=False, kw_only=True)
+class AlgorithmUnsupported(CfdslError):
+    """No algorithm, or not the one that was asked for, can do a collective. `reasons` says why, of each that was looked at."""
+
+    request: str
+    algorithm: str | None
+    reasons: Sequence[tuple[str, str]]
+    possible: Sequence[str] = ()
+
+    @property
+    def message(self) -> str:
+        text = f"{self.request} cannot be done{f' by {self.algorithm!r}' if self.algorithm else ''}:"
+        return text + "".join(f"\n  - {name}: {why}" for name, why in self.reasons)
+
+    @property
+    def remedy(self) -> str:
+        if self.possible:
+            return f"use {_list([repr(name) for name in self.possible])}, or leave the algorithm to the cost model."
+        return "use a smaller payload or a larger cluster, or write it with several calls."
+
+
 # ---- runtime -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -485,6 +506,36 @@ class DisassemblerMissing(CfdslError):
     found: str
     _says = "SASS needs nvdisasm, found {found}."
     _remedy = "pip install -U nvidia-cuda-nvdisasm."
+
+
+@dataclass(eq=False, kw_only=True)
+class NotTraced(CfdslError):
+    """A timeline was asked of a kernel that notes no times."""
+
+    kernel: str
+    _says = "the kernel {kernel} was compiled without trace, so it does not note when its steps ran."
+    _remedy = "compile it with trace=True."
+
+
+@dataclass(eq=False, kw_only=True)
+class RecordingFull(CfdslError):
+    """A recording has no memory left for another launch's marks."""
+
+    kernel: str
+    room: int
+    _says = "the recording has room for {room} launches of {kernel}, and this is one more."
+    _remedy = "open it with more: recording(kernels, launches=...)."
+
+
+@dataclass(eq=False, kw_only=True)
+class MarksMissing(CfdslError):
+    """A recorded launch has no times to show."""
+
+    launch: int
+    cta: int
+    lane: str
+    _says = "launch {launch} of the recording has no times of CTA {cta}'s {lane}: it has not run to its end."
+    _remedy = "read the recording after its launches, and replay the CUDA graph if they were captured in one."
 
 
 @dataclass(eq=False, kw_only=True)
@@ -529,6 +580,62 @@ class LengthOutOfRange(CfdslError):
     advice: str = "pass the number of tokens that the cache holds before the call"
     _says = "argument {argument!r} is {value}, outside of {low} to {high}."
     _remedy = "{advice}."
+
+
+# ---- Hugging Face ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, kw_only=True)
+class PatchRefused(CfdslError):
+    """A Hugging Face model whose decode cfdsl cannot take over."""
+
+    model: str
+    problem: str
+    advice: str
+    _says = "{model} cannot be patched: {problem}."
+    _remedy = "{advice}."
+
+
+@dataclass(eq=False, kw_only=True)
+class DecodeRefused(CfdslError):
+    """A call of a patched model, with one new token, that the kernels cannot compute."""
+
+    problem: str
+    advice: str
+    _says = "the patched model cannot decode this call: {problem}."
+    _remedy = "{advice}; or unpatch(model), and Hugging Face computes it."
+
+
+@dataclass(eq=False, kw_only=True)
+class NotPatched(CfdslError):
+    """unpatch() of a model that is not patched."""
+
+    model: str
+    _says = "{model} is not patched."
+    _remedy = "call unpatch once, on the model that patch was called on."
+
+
+@dataclass(eq=False, kw_only=True)
+class PackageMissing(CfdslError):
+    """An optional package is needed and not installed."""
+
+    package: str
+    needs: str
+    _says = "{needs} needs the package {package}, which is not installed."
+    _remedy = "pip install {package}."
+
+
+@dataclass(eq=False, kw_only=True)
+class WeightsUnusable(CfdslError):
+    """A model folder does not hold the weights that its config.json speaks of. `reasons` lists everything that is wrong."""
+
+    folder: str
+    reasons: Sequence[str]
+    _remedy = "give a folder with config.json, *.safetensors and tokenizer.json, as `save_pretrained` writes it."
+
+    @property
+    def message(self) -> str:
+        return f"the weights in {self.folder} cannot be used:" + "".join(f"\n  - {reason}" for reason in self.reasons)
 
 
 def _list(values: Sequence[object]) -> str:

@@ -180,6 +180,21 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: call the kernel (or kernel.prepare()) once before the capture.",
     ),
     (
+        errors.NotTraced(kernel="rms_norm_1234"),
+        "the kernel rms_norm_1234 was compiled without trace, so it does not note when its steps ran.\n"
+        "  remedy: compile it with trace=True.",
+    ),
+    (
+        errors.RecordingFull(kernel="rms_norm_1234", room=2),
+        "the recording has room for 2 launches of rms_norm_1234, and this is one more.\n"
+        "  remedy: open it with more: recording(kernels, launches=...).",
+    ),
+    (
+        errors.MarksMissing(launch=1, cta=3, lane="producer"),
+        "launch 1 of the recording has no times of CTA 3's producer: it has not run to its end.\n"
+        "  remedy: read the recording after its launches, and replay the CUDA graph if they were captured in one.",
+    ),
+    (
         errors.DisassemblerMissing(found="none on the PATH"),
         "SASS needs nvdisasm, found none on the PATH.\n  remedy: pip install -U nvidia-cuda-nvdisasm.",
     ),
@@ -201,6 +216,28 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
     (
         errors.LengthOutOfRange(argument="length", value=-1, low=0, high=127),
         "argument 'length' is -1, outside of 0 to 127.\n  remedy: pass the number of tokens that the cache holds before the call.",
+    ),
+    (
+        errors.PatchRefused(model="the LlamaForCausalLM", problem="its weights are float32", advice="load it in bfloat16"),
+        "the LlamaForCausalLM cannot be patched: its weights are float32.\n  remedy: load it in bfloat16.",
+    ),
+    (
+        errors.DecodeRefused(problem="it has a batch of 2 sequences", advice="call it with one"),
+        "the patched model cannot decode this call: it has a batch of 2 sequences.\n"
+        "  remedy: call it with one; or unpatch(model), and Hugging Face computes it.",
+    ),
+    (
+        errors.NotPatched(model="the LlamaForCausalLM"),
+        "the LlamaForCausalLM is not patched.\n  remedy: call unpatch once, on the model that patch was called on.",
+    ),
+    (
+        errors.PackageMissing(package="tokenizers", needs="reading tokenizer.json"),
+        "reading tokenizer.json needs the package tokenizers, which is not installed.\n  remedy: pip install tokenizers.",
+    ),
+    (
+        errors.WeightsUnusable(folder="smol", reasons=["there is no *.safetensors file", "it has no config.json"]),
+        "the weights in smol cannot be used:\n  - there is no *.safetensors file\n  - it has no config.json\n"
+        "  remedy: give a folder with config.json, *.safetensors and tokenizer.json, as `save_pretrained` writes it.",
     ),
 ]
 

@@ -17,7 +17,7 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
-HEAVY = {"torch", "cutlass", "cuda", "tvm_ffi", "numpy", "matplotlib", "jinja2", "primitives"}
+HEAVY = {"torch", "transformers", "cutlass", "cuda", "tvm_ffi", "numpy", "matplotlib", "jinja2", "primitives"}
 
 TRACE = """
 import cfdsl as cf
@@ -29,13 +29,16 @@ cf.to_text(cf.place(double.trace("llama-2-7b"), cf.Mesh(4, 2)))
 """
 
 
-@pytest.mark.parametrize("code", ["import cfdsl", "import cfdsl.errors, cfdsl.models", "import cfdsl; cfdsl.Config; dir(cfdsl)", TRACE])
+LAZY = "import cfdsl; cfdsl.Config; dir(cfdsl); cfdsl.hf.patch"
+
+
+@pytest.mark.parametrize("code", ["import cfdsl", "import cfdsl.errors, cfdsl.models", LAZY, TRACE])
 def test_importing_and_tracing_load_nothing_heavy(code: str) -> None:
     assert not loaded_by(code) & HEAVY
 
 
 def test_everything_in_all_is_there_and_in_dir() -> None:
-    lazy = {"compile", "Kernel", "interpret", "oracle", "Oracle", "Config", "explain"}
+    lazy = {"compile", "Kernel", "interpret", "oracle", "Oracle", "Config", "explain", "hf"}
     for name in set(cf.__all__) - lazy:
         assert getattr(cf, name) is not None
     assert set(cf.__all__) <= set(dir(cf))

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cfdsl.cli import bench, cache_cmd, compile_cmd, explain, listings, show
+from cfdsl.cli import bench, cache_cmd, compile_cmd, explain, generate, listings, show
 from cfdsl.cli.console import print_error
 from cfdsl.errors import CfdslError
 
@@ -22,7 +22,8 @@ app = typer.Typer(
 app.command("compile")(compile_cmd.compile_)
 app.command("show")(show.show)
 app.command("explain")(explain.explain)
-app.command("bench")(bench.bench)
+app.command("bench", cls=bench.BenchCommand)(bench.bench)
+app.command("generate")(generate.generate)
 
 app.command("models")(listings.models)
 app.command("parts")(listings.parts)

@@ -37,3 +37,11 @@ class NeedsGpu(CfdslError):
     command: str
     _says = "`{command}` measures on a GPU, and this machine has none that torch can use."
     _remedy = "run it on a machine with one; without one, `compile`, `show` and `explain` do everything up to the machine code."
+
+
+@dataclass(eq=False, kw_only=True)
+class GenerateNeedsGpu(CfdslError):
+    """`generate` with kernels was started on a machine that cannot run them."""
+
+    _says = "`python -m cfdsl generate` runs kernels on a Hopper GPU, and this machine has none that torch can use."
+    _remedy = "run it on a machine with one, or add --backend oracle: the same graphs on the CPU, seconds per token for a small model."

@@ -1,0 +1,123 @@
+"""`generate`: a whole model continues a prompt, the text appearing as it is made."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+from cfdsl.cli.complaints import BadOption, GenerateNeedsGpu
+from cfdsl.cli.console import console
+from cfdsl.cli.request import Dtype
+from cfdsl.cli.units import plural, trim
+from cfdsl.dsl.fusion import DTYPES
+
+if TYPE_CHECKING:
+    from cfdsl.hf.generation import Generation, Sampling, Source
+    from cfdsl.hf.text import Vocabulary
+
+
+def generate(
+    model: Annotated[str, typer.Option("--model", "-m", help="A folder as Hugging Face has it, or a preset: random weights.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to continue.", show_default=False)],
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to make at most.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the fewest tokens with this probability together.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draws, and of random weights.")] = 0,
+    dtype: Annotated[Dtype, typer.Option(help="Of weights and caches; weights of another one are converted.")] = "bf16",
+    backend: Annotated[
+        Literal["kernel", "oracle"], typer.Option(help="The GPU's kernels, or the same graphs on the CPU (slow).")
+    ] = "kernel",
+) -> None:
+    """Continue a prompt with a whole model, one token per step."""
+    from cfdsl.cli.gpu import gpu_part
+
+    if temperature == 0 and (top_k or top_p < 1):
+        raise BadOption(option="--temperature", value="0", expected="above 0 where --top-k or --top-p are given")
+    if backend == "kernel" and gpu_part() is None:
+        raise GenerateNeedsGpu()
+    from cfdsl.hf.generation import Sampling, Source
+
+    source = Source.find(model)
+    vocabulary = source.vocabulary()
+    tokens = vocabulary.encode(prompt)
+    check_room(source, len(tokens), max_new_tokens)
+    ready = get_ready(source, tokens, max_new_tokens, Sampling(temperature, top_k, top_p, seed), DTYPES[dtype], backend)
+    stream_out(ready, vocabulary)
+
+
+def check_room(source: Source, prompt: int, new: int) -> None:
+    """A prompt must have tokens, and there must be positions for it and what follows."""
+    longest = source.sizes.max_positions
+    if not prompt:
+        raise BadOption(option="--prompt", value="", expected="a text of at least one token")
+    if prompt + new > longest:
+        expected = f"at most {max(0, longest - prompt)}: the model has {longest:,} positions and the prompt takes {prompt:,}"
+        raise BadOption(option="--max-new-tokens", value=str(new), expected=expected)
+
+
+def get_ready(source: Source, tokens: list[int], new: int, sampling: Sampling, dtype: str, backend: str) -> Generation:
+    """Load or make the weights and compile the kernels, with a bar on stderr; what is not as one might think is said there too."""
+    from cfdsl.hf import generation
+
+    screen = console(stderr=True)
+    if source.folder is None:
+        screen.print(
+            f"RANDOM WEIGHTS: {source.sizes.name} is a preset, sizes only. The prompt's bytes are its tokens, and the output is token "
+            "numbers without meaning. For text, give --model the folder of a real model.", style="bold yellow", markup=False,
+        )  # fmt: skip
+    with bar() as show:
+        ready = generation.get_ready(source, tokens, new, sampling=sampling, dtype=dtype, backend=backend, progress=show)
+    if ready.converted:
+        screen.print(f"the folder's weights are {', '.join(ready.converted)}; converted to {dtype}", style="yellow", markup=False)
+    return ready
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar over the weights; then, until the block ends, a note that kernels are made."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+        task = progress.add_task("weights", total=None)
+
+        def show(done: int, of: int) -> None:
+            progress.update(task, completed=done, total=of, description="weights" if done < of else "weights are there; kernels")
+
+        yield show
+
+
+def stream_out(ready: Generation, vocabulary: Vocabulary) -> None:
+    """The text to stdout while it grows; how fast that was to stderr."""
+    from cfdsl.hf.text import stream
+
+    times = [time.perf_counter()]
+
+    def timed() -> Iterator[int]:
+        for token in ready.tokens():
+            times.append(time.perf_counter())
+            yield token
+
+    for piece in stream(vocabulary, timed()):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    screen = console(stderr=True)
+    screen.print(summary(len(ready.prompt), times), style="dim", markup=False)
+    for flag in ready.flags():
+        screen.print(flag, style="yellow", markup=False)
+
+
+def summary(prompt: int, times: list[float]) -> str:
+    """How fast it was. times: seconds at the start and after each token."""
+    made, first = len(times) - 1, times[1] - times[0]
+    text = f"prompt of {plural(prompt, 'token')} and the first new one in {first:.2f} s"
+    if made < 2:
+        return f"{text}; no further token"
+    rest = times[-1] - times[1]
+    return f"{text}; {plural(made - 1, 'further token')} in {rest:.2f} s: {trim((made - 1) / max(rest, 1e-9))} tokens/s"

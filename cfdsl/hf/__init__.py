@@ -1,0 +1,40 @@
+"""Hugging Face models decoded by cfdsl's kernels: `cfdsl.hf.patch(model)`, `cfdsl.hf.unpatch(model)`.
+
+Importing this loads neither torch nor transformers; `patch` does not import transformers either, it works on the model that it is given.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["patch", "unpatch"]
+
+
+def patch(model: nn.Module, *, dtype: str | None = None, backend: Literal["kernel", "oracle"] | None = None) -> None:
+    """Let cfdsl compute every call of `model` that has one new token and a StaticCache; all other calls stay Hugging Face's.
+
+    model    a LlamaForCausalLM or MistralForCausalLM in bf16 or f16. Its weights are used where they are: nothing is copied, and they
+             stay the model's parameters. Its type, its modules and its state dict do not change; `unpatch` undoes all there is.
+    dtype    "bf16" or "f16", to insist on one; default: what the weights are
+    backend  "kernel" (default; needs a Hopper GPU) or "oracle": the placed graphs on the CPU, for tests
+
+    A decode step on a GPU is a CUDA graph, captured at the first decode call with a given cache and replayed from then on. The logits
+    are (1, 1, vocab) in the model's dtype, as Hugging Face returns them. Kernels are compiled at the first decode call.
+
+    Raises PatchRefused, ModelUnsupported or NoTarget, or `Errors` with all of them. What only a call can show is raised by the call, as
+    DecodeRefused, all of it at once: batch above 1, another cache than StaticCache, padding, hidden states asked for, and so on
+    (docs/huggingface.md lists it).
+    """
+    from cfdsl.hf.patching import patch as patch_
+
+    patch_(model, dtype=dtype, backend=backend)
+
+
+def unpatch(model: nn.Module) -> None:
+    """Undo `patch`: the model is what it was, to the attribute. Captured graphs are dropped. Raises NotPatched."""
+    from cfdsl.hf.patching import unpatch as unpatch_
+
+    unpatch_(model)

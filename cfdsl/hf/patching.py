@@ -1,0 +1,115 @@
+"""patch and unpatch: one method of the model replaced, on the instance, and put back."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from cfdsl.errors import NotPatched, raise_all
+from cfdsl.hf import checks
+from cfdsl.hf.caches import StaticTensors, has_tokens, static_tensors, tokens_before
+from cfdsl.hf.session import Session
+
+STATE = "_cfdsl"
+REPLACED = ("forward", "_valid_auto_compile_criteria", STATE)
+
+
+def patch(model: Any, *, dtype: str | None = None, backend: str | None = None) -> None:
+    """See `cfdsl.hf.patch`."""
+    raise_all(checks.patch_errors(model, dtype, backend))
+    state = Patched(model, backend or "kernel")
+    original = model.forward
+
+    @functools.wraps(original)  # generate() looks at the signature
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        call = _bound(original, args, kwargs) if args else kwargs
+        return state.decode(call) if is_decode(call) else original(*args, **kwargs)
+
+    model.__dict__[STATE] = state
+    model.__dict__["forward"] = torch.compiler.disable(forward)
+    # generate() compiles a model with a StaticCache by itself: there is nothing left to compile, and tracing would only break on this.
+    model.__dict__["_valid_auto_compile_criteria"] = lambda *args, **kwargs: False
+
+
+def unpatch(model: nn.Module) -> None:
+    """See `cfdsl.hf.unpatch`."""
+    if STATE not in model.__dict__:
+        raise NotPatched(model=f"the {type(model).__name__}")
+    for name in REPLACED:
+        del model.__dict__[name]
+
+
+def _bound(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments by name."""
+    found = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
+    return {**found, **found.pop("kwargs", {})}
+
+
+def is_decode(call: Mapping[str, Any]) -> bool:
+    """Whether a call has one new token and continues a sequence; anything else is Hugging Face's."""
+    given = call.get("input_ids")
+    if given is None:
+        given = call.get("inputs_embeds")
+    return given is not None and given.shape[1] == 1 and has_tokens(call.get("past_key_values"))
+
+
+class Patched:
+    """What a patched model knows: its sizes, its weights by name, and a session per cache, which lives as long as the cache."""
+
+    def __init__(self, model: Any, backend: str) -> None:
+        self._model = weakref.ref(model)  # the model holds this object
+        self.sizes = checks.model_config(model)
+        self.backend = backend
+        self.dtype = checks.DTYPES[next(model.parameters()).dtype]
+        self.sessions: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()
+
+    @property
+    def model(self) -> Any:
+        """The model that this belongs to."""
+        return self._model()
+
+    @torch.no_grad()
+    def decode(self, call: Mapping[str, Any]) -> Any:
+        """One token: logits as Hugging Face returns them, the cache one token longer."""
+        model = self.model
+        raise_all(checks.decode_errors(model, self.sizes, call))
+        cache = call["past_key_values"]
+        found = static_tensors(cache)
+        assert found is not None
+        session = self._session(cache, found)
+        session.begin(tokens_before(cache, found, call), checks.single_mask(call.get("attention_mask")), call.get("position_ids"))
+        logits = session.step(call["input_ids"])
+        found.advance()
+        return _output(model, logits.to(model.dtype, copy=True)[:, None], cache, call)
+
+    def _session(self, cache: Any, found: StaticTensors) -> Session:
+        """The session of these tensors: made anew where the cache has got other ones, or the model other weights."""
+        addresses = (*found.addresses, *(weight.data_ptr() for weight in checks.ends(self.model)))
+        session = self.sessions.get(cache)
+        if session is None or session.addresses != addresses:
+            raise_all(checks.weight_errors(self.model, self.dtype, self.backend))
+            session = Session(self.sizes, checks.weights(self.model), found, addresses, self.dtype, self.backend)
+            self.sessions[cache] = session
+        return session
+
+
+def _output(model: Any, logits: torch.Tensor, cache: Any, call: Mapping[str, Any]) -> Any:
+    """The record that the model's own forward returns, or its tuple."""
+    outputs = importable_output()
+    made = outputs(logits=logits, past_key_values=cache)
+    wanted = call.get("return_dict")
+    return made if (wanted if wanted is not None else model.config.return_dict) else made.to_tuple()
+
+
+@functools.cache
+def importable_output() -> Any:
+    """transformers' CausalLMOutputWithPast: whoever has a model to patch has it."""
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    return CausalLMOutputWithPast

@@ -1,0 +1,179 @@
+"""`generate` from a folder and from a preset, with a plain PyTorch decoder in the place of fusions.decoder.Decoder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plain_decoder import PlainDecoder
+from runner import run
+from tiny import tiny
+
+from cfdsl.errors import ModelUnsupported, UnknownModel, WeightsUnusable
+from cfdsl.hf.generation import Source
+from cfdsl.hf.text import Bytes, FolderVocabulary, stream
+from cfdsl.hf.weights import end_tokens, folder_weights, random_weights
+from cfdsl.models import PRESETS, ModelConfig
+
+PROMPT = "the cat sat on the mat"
+ORACLE = ("--backend", "oracle")
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch, plain: type) -> None:
+    """Host tests say the same on a machine with a GPU."""
+    monkeypatch.setattr("cfdsl.cli.gpu.gpu_present", lambda: False)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny(vocab_size=320, eos_token_id=[2, 5])
+
+
+@pytest.fixture(scope="module")
+def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as save_pretrained writes it, in two files with an index, with a byte-level tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    where = tmp_path_factory.mktemp("model") / "tiny"
+    model.save_pretrained(where, max_shard_size="100KB")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=["<s>", "<pad>", "</s>"], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([PROMPT] * 4, trainer)
+    tokenizer.save(str(where / "tokenizer.json"))
+    return where
+
+
+def theirs(model: Any, folder: Path, tokens: int) -> str:
+    vocabulary = FolderVocabulary(folder)
+    ids = torch.tensor([vocabulary.encode(PROMPT)])
+    with torch.no_grad():
+        found = model.float().generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+    model.bfloat16()
+    return vocabulary.decode(found[0, ids.shape[1] :].tolist())
+
+
+def test_a_folder_is_continued_as_hugging_face_does(model: Any, folder: Path) -> None:
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    done = run("generate", "--model", str(folder), "--prompt", PROMPT, "-n", "10", *ORACLE)
+    assert done.code == 0, done.err
+    assert done.out == theirs(model, folder, 10) + "\n"
+    assert "RANDOM" not in done.err
+    assert "tokens/s" in done.err
+    [decoder] = PlainDecoder.made
+    assert decoder.capacity == 128
+
+
+def test_a_preset_says_that_its_weights_are_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = PRESETS["smollm2-135m"].with_(layers=1, vocab=300, intermediate=64)
+    monkeypatch.setitem(PRESETS, "smollm2-135m", small)
+    one, two = (run("generate", "--model", "smollm2-135m", "--prompt", "Hi", "-n", "5", *ORACLE) for _ in range(2))
+    assert one.code == 0, one.err
+    assert "RANDOM WEIGHTS: smollm2-135m is a preset, sizes only." in one.err
+    assert len(one.out.split()) == 5
+    assert all(0 <= int(token) < 300 for token in one.out.split())
+    assert one.out == two.out
+    drawn = [
+        run("generate", "--model", "smollm2-135m", "--prompt", "Hi", "-n", "5", "--temperature", "5", "--top-k", "200", *ORACLE).out
+        for _ in range(2)
+    ]
+    assert drawn[0] == drawn[1] != one.out
+
+
+def test_without_a_gpu_only_the_oracle_generates(folder: Path) -> None:
+    done = run("generate", "--model", str(folder), "--prompt", PROMPT)
+    assert done.code == 1
+    assert done.err.startswith(
+        "error: GenerateNeedsGpu: `python -m cfdsl generate` runs kernels on a Hopper GPU, and this machine has none that torch can use."
+    )
+    assert "add --backend oracle" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--top-k", "5"), "--temperature got '0', which is not above 0 where --top-k or --top-p are given"),
+        (("-n", "1000"), "--max-new-tokens got '1000', which is not at most"),
+        (("--prompt", ""), "--prompt got '', which is not a text of at least one token"),
+        (("--temperature", "1", "--top-p", "0"), "'top_p' must be a probability above 0"),
+    ],
+)
+def test_options_that_cannot_be(folder: Path, arguments: tuple[str, ...], text: str) -> None:
+    done = run("generate", "--model", str(folder), "--prompt", PROMPT, *ORACLE, *arguments)
+    assert done.code == 1
+    assert text in done.err
+
+
+def test_sources(folder: Path, tmp_path: Path) -> None:
+    assert Source.find(str(folder)).ends == {2, 5}
+    assert Source.find(str(folder / "config.json")).folder == folder
+    assert Source.find("llama-2-7b").folder is None
+    with pytest.raises(UnknownModel):
+        Source.find("llama-2-70b")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}, "eos_token_id": 7}))
+    with pytest.raises(ModelUnsupported, match="its weights are quantised"):
+        Source.find(str(tmp_path))
+    assert end_tokens(tmp_path) == {7}
+
+
+def test_weights_of_a_folder(model: Any, folder: Path, tmp_path: Path) -> None:
+    sizes = ModelConfig.from_hf(folder)
+    seen: list[tuple[int, int]] = []
+    found, converted = folder_weights(folder, sizes, "bf16", "cpu", lambda done, of: seen.append((done, of)))
+    assert converted == ()
+    assert seen[-1] == (len(found), len(found))
+    state = model.state_dict()
+    assert set(found) == set(state)
+    assert all(found[name].equal(state[name]) for name in found)
+    as_half, converted = folder_weights(folder, sizes, "f16")
+    assert converted == ("bfloat16",)
+    assert {tensor.dtype for tensor in as_half.values()} == {torch.float16}
+    with pytest.raises(WeightsUnusable) as caught:
+        folder_weights(folder, sizes.with_(layers=4))
+    assert "model.layers.2.input_layernorm.weight is missing" in str(caught.value)
+    assert "and 10 more" in str(caught.value)
+    with pytest.raises(WeightsUnusable, match="there is no \\*.safetensors file"):
+        folder_weights(tmp_path, sizes)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    with pytest.raises(WeightsUnusable, match="model-1.safetensors, which model.safetensors.index.json names, is missing"):
+        folder_weights(tmp_path, sizes)
+
+
+@pytest.mark.parametrize("package", ["safetensors", "tokenizers"])
+def test_a_missing_package_is_named(folder: Path, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    done = run("generate", "--model", str(folder), "--prompt", PROMPT, *ORACLE)
+    assert done.code == 1
+    assert f"pip install {package}." in done.err
+
+
+def test_random_weights_are_the_same_each_time_and_of_the_right_size() -> None:
+    sizes = PRESETS["smollm2-135m"].with_(layers=1, vocab=500)
+    one, two, other = (random_weights(sizes, "bf16", "cpu", seed) for seed in (1, 1, 2))
+    assert all(one[name].equal(two[name]) for name in one)
+    assert not one["model.norm.weight"].equal(other["model.norm.weight"])
+    assert "lm_head.weight" not in one
+    assert float(one["model.layers.0.mlp.down_proj.weight"].float().std()) == pytest.approx(1536**-0.5, rel=0.02)
+    assert float(one["model.norm.weight"].float().mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_piece_of_text_waits_for_its_last_character() -> None:
+    class Utf8:
+        def encode(self, text: str) -> list[int]:
+            return list(text.encode())
+
+        def decode(self, tokens: list[int]) -> str:
+            return bytes(tokens).decode(errors="replace")
+
+    text = "aé€b"
+    pieces = list(stream(Utf8(), Utf8().encode(text)))
+    assert pieces == ["a", "", "é", "", "", "€", "b"]
+    assert "".join(stream(Utf8(), [*b"a", 0xC3])) == "a\ufffd"
+    assert list(stream(Bytes(), [5, 17])) == ["5 ", "17 "]
