@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 from typing import Any
 
 import pytest
@@ -19,7 +20,10 @@ pytestmark = pytest.mark.usefixtures("plain")
 
 
 def static(model: Any, tokens: int = 64) -> Any:
-    return transformers.StaticCache(config=model.config, max_cache_len=tokens)
+    wanted = {"max_batch_size": 1, "device": model.device, "dtype": model.dtype}  # which versions before 4.56 ask for
+    known = inspect.signature(transformers.StaticCache.__init__).parameters
+    how = {name: value for name, value in wanted.items() if name in known}
+    return transformers.StaticCache(config=model.config, max_cache_len=tokens, **how)
 
 
 def prefilled(model: Any, cache: Any = None) -> Any:
@@ -209,7 +213,7 @@ def test_patching_twice_and_unpatching_twice() -> None:
 def test_all_that_is_wrong_with_a_call_is_said_at_once() -> None:
     model = tiny()
     patch(model, backend="oracle")
-    cache = transformers.DynamicCache(config=model.config)
+    cache = transformers.DynamicCache()
     with torch.no_grad():
         model(torch.tensor(PROMPT * 2), past_key_values=cache)
     model.train()
