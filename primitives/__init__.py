@@ -20,6 +20,7 @@ The dataflows (collectives between the CTAs of a cluster instead of round trips 
     gemv         matrix-vector products over the ring
     rope         rotary position embedding
     pointwise    activation functions
+    argmax       the index of the greatest of many values, over a CTA and over the grid
     kv           cache lengths, and appending a token
     attention    one token's attention over the ring, split over warps and ranks
     multicast    a vector of global memory to all ranks of a cluster, each asking for its part

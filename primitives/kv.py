@@ -11,6 +11,7 @@ from primitives import cta
 LENGTH_CLAMPED = 1  # status bits in word 1 of the sync workspace
 POSITION_CLAMPED = 2
 BARRIER_TIMED_OUT = 4
+TOKEN_CLAMPED = 8
 
 
 def clamp(value: Int32, low: Int32, high: Int32) -> Int32:
@@ -20,9 +21,8 @@ def clamp(value: Int32, low: Int32, high: Int32) -> Int32:
 
 @cute.jit
 def flag(status: cute.Pointer, bit: cutlass.Constexpr, wrong):
-    """Set a status bit in global memory if `wrong`; the grid's first thread does it. Goes last: nothing waits for it."""
-    bidx, _, _ = cute.arch.block_idx()
-    if wrong & (bidx == 0) & (cta.thread() == 0):
+    """Set a status bit in global memory if `wrong`; the first thread of each CTA does it. Goes last: nothing waits for it."""
+    if wrong & (cta.thread() == 0):
         cute.arch.atomic_or(status, Int32(bit), sem="relaxed", scope="gpu")
 
 

@@ -46,7 +46,7 @@ class Builder:
     workspaces: dict[str, Arg] = field(default_factory=dict)
     shares: dict[str, Share] = field(default_factory=dict)
     values: dict[Any, Any] = field(default_factory=dict)  # by node, or by (node, form)
-    flags: list[tuple[str, str, str, str]] = field(default_factory=list)  # (status bit, clamped variable, argument, full cache)
+    flags: list[tuple[str, str, str, str, Affine]] = field(default_factory=list)  # (status bit, clamped variable, argument, cache, element)
     clears: list[tuple[str, str]] = field(default_factory=list)  # (workspace, share) to zero once read
     hoisted: list[tuple[Node, Node]] = field(default_factory=list)
     variables: set[str] = field(default_factory=set)

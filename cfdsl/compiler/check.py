@@ -99,7 +99,7 @@ def hazards(plan: KernelPlan) -> Found:
             if (name in written or name in read) and not _continues(plan, i):
                 total = f"used in step {written.get(name, read.get(name))}, written in {i}"
                 yield PlanError(what=f"{name} is overwritten without a barrier", sum=total, src=step.src)
-        if step.op == "mean_square":  # has a barrier between its write of the scratch and its read
+        if step.op in ("mean_square", "argmax"):  # has a barrier between its write of the scratch and its read
             written.clear()
             read = dict.fromkeys(writes, i)
             continue

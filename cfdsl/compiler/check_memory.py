@@ -91,6 +91,10 @@ def _accesses(step: Step) -> Iterator[tuple[str, Affine, _Span]]:
         yield p["dst"], p["offset"], _Span(n, p["block"], p["stride"])
     if step.op == "store_fragment":
         yield p["dst"], p["offset"], _Span(n)
+    if step.op == "index":
+        yield p["token"], p["at"], _Span(1)
+    if step.op == "store_index":
+        yield p["dst"], Affine(), _Span(1)
     if step.op in ("atomic_add", "fetch"):
         yield p["workspace"], p["offset"], _Span(n)
     if share is not None and step.op == "store_rows":
@@ -138,7 +142,7 @@ def workspaces(plan: KernelPlan) -> Found:
                 yield PlanError(what=f"{name} is read without a grid barrier", sum=total, src=step.src)
         if step.op == "atomic_add":
             summed[step.params["workspace"]] = step
-        if step.op != "fetch":
+        if step.op not in ("fetch", "store_index"):
             pending |= dict.fromkeys(ours.intersection(str(step.params.get(key)) for key in ("workspace", "dst", "outs", "stats")), i)
         for name in step.params.get("clears", ()):
             summed.pop(name, None)
@@ -151,15 +155,22 @@ def workspaces(plan: KernelPlan) -> Found:
 def _reads(step: Step) -> tuple[str, ...]:
     """Everything that a step reads by name, variables and shared memory too."""
     tree: Expr | None = step.params.get("tree")
-    fetched = (step.params["workspace"],) if step.op == "fetch" else ()
+    fetched = (step.params["workspace"],) if step.op == "fetch" else (step.params["pairs"],) if step.op == "store_index" else ()
     return (*fetched, *(leaf.name for leaf in tree.walk())) if tree is not None else fetched
 
 
 def corners(plan: KernelPlan) -> list[dict[str, int]]:
-    """The coordinates of the CTAs where an affine offset may have its least or largest value."""
+    """The coordinates of the CTAs where an affine offset may have its least or largest value, with the least and largest indices there."""
+    bounds = {step.params["out"]: (0, step.params["rows"] - 1) for step in plan.steps if step.op == "index"}
+    ctas = _coordinates(plan)
+    return [at | {name: pair[end] for name, pair in bounds.items()} for end in (0, 1)[: 1 + bool(bounds)] for at in ctas]
+
+
+def _coordinates(plan: KernelPlan) -> list[dict[str, int]]:
+    """Those of the launch alone."""
     repeat = max([1, *(step.params["repeat"] for step in plan.steps if step.op == "append")])
     found = []
-    for cta in _corner_ctas(plan):
+    for cta in _outermost(plan):
         cluster, rank = divmod(cta, plan.mesh.ranks)
         group, split = divmod(cluster, plan.mesh.splits)
         at = {"cluster": cluster, "rank": rank, "kv_head": cluster // repeat, "group": group, "split": split}
@@ -168,6 +179,11 @@ def corners(plan: KernelPlan) -> list[dict[str, int]]:
 
 
 def _corner_ctas(plan: KernelPlan) -> list[int]:
+    """The CTA of each of `corners`."""
+    return _outermost(plan) * (1 + any(step.op == "index" for step in plan.steps))
+
+
+def _outermost(plan: KernelPlan) -> list[int]:
     ctas, ranks = plan.mesh.ctas, plan.mesh.ranks
     return [0, ranks - 1, ctas - ranks, ctas - 1]
 

@@ -6,8 +6,8 @@ import keyword
 import re
 
 MODULES = (
-    "attention", "cluster_gather", "cluster_reduce", "cta", "exchange", "frag", "gemv", "grid", "kv", "multicast", "pointwise", "rmsnorm",
-    "rope", "stream",
+    "argmax", "attention", "cluster_gather", "cluster_reduce", "cta", "exchange", "frag", "gemv", "grid", "kv", "multicast", "pointwise",
+    "rmsnorm", "rope", "stream",
 )  # fmt: skip
 _LOCALS = (
     "at", "bid", "cluster", "cuda", "cute", "cutlass", "dict", "flat", "group", "holder", "i", "kernel", "kv_head", "launch", "phase",

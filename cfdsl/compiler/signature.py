@@ -15,15 +15,18 @@ def signature(graph: Graph) -> tuple[Arg, ...]:
         shape = (batch, heads, tokens, dim) if node.attr("layout") == "bhtd" else (batch, tokens, heads, dim)
         mutated = bool(graph.effects)
         args += [Arg(f"{node.attr('name')}_{kv}", shape, node.type.dtype, "cache", mutated) for kv in "kv"]
-    args += [Arg(name, node.type.shape, graph.dtype, "output", mutated=True) for name, node in graph.outputs]
+    for name, node in graph.outputs:
+        dtype = graph.output_dtype(node)
+        args.append(Arg(name, node.type.shape, dtype, "output", mutated=True, align=_align(node, dtype)))
     return tuple(args)
 
 
-def _align(node: Node) -> int:
-    """Vectors are read 16 bytes at a time; a single index only needs its own size."""
+def _align(node: Node, dtype: str | None = None) -> int:
+    """Vectors are read and written 16 bytes at a time; a single index only needs its own size."""
+    itemsize = ITEMSIZE[dtype or node.type.dtype]
     size = 1
     for dim in node.type.shape:
         if isinstance(dim, str):
             return 16
         size *= dim
-    return 16 if size * ITEMSIZE[node.type.dtype] % 16 == 0 else ITEMSIZE[node.type.dtype]
+    return 16 if size * itemsize % 16 == 0 else itemsize

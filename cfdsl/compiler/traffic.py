@@ -126,7 +126,7 @@ def traffic(
     walk = _Walk(placed, sizes or {}, stage_bytes, multicast)
     for node in placed.graph.nodes:
         walk.visit(node)
-    written = sum(walk.whole(node) * ITEMSIZE[placed.graph.dtype] for _, node in placed.graph.outputs)
+    written = sum(walk.whole(node) * ITEMSIZE[placed.graph.output_dtype(node)] for _, node in placed.graph.outputs)
     return Traffic(tuple(walk.events), placed.mesh, written)
 
 
@@ -157,7 +157,7 @@ class _Walk:
             self.events += [Pause("block", "attend", heads=self._heads(node))] * 2  # the new token and this warp's lanes; then the warps
         elif node.op == "rope" and self.events and is_block(self.events[-1], "rope"):
             pass  # q and k are rotated together
-        elif node.op in ("rope", "mean_square") or (node.op == "rms_norm" and len(node.args) == 2):
+        elif node.op in ("rope", "mean_square", "argmax") or (node.op == "rms_norm" and len(node.args) == 2):
             self.events.append(Pause("block", node.op, heads=self._heads(node)))
         elif node.is_collective:
             self._collective(node)
@@ -226,6 +226,8 @@ class _Walk:
         held, whole = max((self._slice_read(leaf, user) for user in users), default=0), self.whole(leaf)
         if users and all(user.op == "rope" and leaf in user.args[1:3] for user in users):  # a table: one row per sequence is read
             held = whole = size_of(users[0].type.shape[0], self.sizes) * size_of(leaf.type.shape[-1], self.sizes)
+        if users and all(user.op == "embedding" and leaf is user.args[1] for user in users):  # likewise
+            held = whole = self.whole(users[0])
         itemsize = ITEMSIZE[leaf.type.dtype]
         name = leaf.attr("name")
         asked = ceil(held * itemsize / self.mesh.ranks) if name in self.multicast else None

@@ -125,6 +125,10 @@ class Graph:
         written = tuple(node for node in self.order if node in order)
         return written if len(written) == len(order) else tuple(order)
 
+    def output_dtype(self, node: Node) -> str:
+        """The dtype in which an output is stored: that of a cast, i32 of indices, else the fusion's own, to which it is rounded."""
+        return node.type.dtype if node.op == "cast" or node.type.dtype == "i32" else self.dtype
+
     def leaves(self, op: str) -> tuple[Node, ...]:
         return tuple(node for node in self.nodes if node.op == op)
 

@@ -171,6 +171,22 @@ def rope(x: Value, cos: Value, sin: Value, pos: Value, *, style: str = "half", r
     return current("rope").value("rope", (x, cos, sin, pos), attrs, ("x", "cos", "sin", "pos"))
 
 
+def embedding(token: Value, table: Value) -> Value:
+    """Rows of a table (rows, columns), a weight, by index: token (batch,) i32 -> (batch, columns).
+
+    A kernel clamps an index out of range to the table, and flags it (`Kernel.status`).
+    """
+    return current("embedding").value("embedding", (token, table), {}, ("token", "table"))
+
+
+def argmax(x: Value) -> Value:
+    """The index of the greatest of the last dimension: (batch, n) -> (batch,) i32. Of equal ones the lowest; NaN counts as greatest.
+
+    Where that dimension is sharded, the result is Partial(argmax): pairs of a value and its index, which a reduce makes one index of.
+    """
+    return current("argmax").value("argmax", (x,), {}, ("x",))
+
+
 def append(cache: Value, k: Value, v: Value, *, at: Value) -> Value:
     """See `Value.append`."""
     tracer = current("append")
@@ -239,7 +255,10 @@ def _exchange(op: str, xs: tuple[Value, ...], attrs: dict[str, Any]) -> Any:
 
 
 def outputs(**values: Value) -> Outputs:
-    """What the kernel returns, by name, rounded to the fusion's dtype. Call it once, at the end: `return outputs(y=y)`."""
+    """What the kernel returns, by name. Call it once, at the end: `return outputs(y=y)`.
+
+    A value is rounded to the fusion's dtype, unless it is a cast: `outputs(y=cast(y, "f32"))` is stored as f32. Indices (argmax) are i32.
+    """
     tracer = current("outputs")
     src = user_line()
     if tracer.outputs is not None:
@@ -263,7 +282,8 @@ def _bad_output(tracer: Tracer, name: str, value: object, src: Src) -> CfdslErro
     if name in tracer.names:
         first = tracer.names[name]
         return DuplicateName(name=name, first=f"{first.op} {first.type} (line {first.src.line})", second="output", src=src)
-    if not value.poisoned and (is_cache(value.node) or value.dtype not in FLOATS):
+    found = not value.poisoned and value.dtype == "i32" and value.node.op != "input"
+    if not value.poisoned and not found and (is_cache(value.node) or value.dtype not in FLOATS):
         got = "a kv_cache (it is updated in place)" if is_cache(value.node) else str(value.node.type)
         return ArgumentError(argument=name, expected=expected, got=got, src=src)
     return None

@@ -54,7 +54,7 @@ def _place(node: Node, placements: Mapping[Node, tuple[Placement, ...]], graph: 
         return (placements[node.args[0]][node.attr("index")],)
     site = Site(node, tuple(placements[arg][0] for arg in node.args), mesh, graph.over)
     if not node.is_collective:
-        site.no_open_softmax()
+        site.no_open_tuples()
         site.one_deal()
     return PLACE_RULES[node.op](site)
 

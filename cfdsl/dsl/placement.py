@@ -6,7 +6,7 @@ DTensor's vocabulary (PyTorch's `torch.distributed.tensor`):
 
     R        every holder along the axis has all of it
     S(d)     each holder has a slice along dimension d
-    P(op)    each holder has a term; the value is `op` over the holders (sum, max, or lse: the online-softmax monoid)
+    P(op)    each holder has a term; the value is `op` over the holders (sum, max, lse: the online-softmax monoid, or argmax)
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ from enum import StrEnum
 
 
 class ReduceOp(StrEnum):
-    """The monoids a Partial may be over. LSE combines (m, l, o) triples of an online softmax."""
+    """The monoids a Partial may be over.
+
+    LSE combines (m, l, o) triples of an online softmax. ARGMAX combines pairs of a value and its index: the greater value's index is
+    the result, the lower of equal ones.
+    """
 
     SUM = "sum"
     MAX = "max"
     LSE = "lse"
+    ARGMAX = "argmax"
 
     def __str__(self) -> str:
         return self.value

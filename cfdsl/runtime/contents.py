@@ -1,4 +1,4 @@
-"""Lengths and positions, looked at on the host: what a launch never does, and `Kernel.check` does."""
+"""Lengths, positions and tokens, looked at on the host: what a launch never does, and `Kernel.check` does."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from cfdsl.errors import CacheFull, CfdslError, LengthOutOfRange
 
 
 def content_errors(plan: KernelPlan, tensors: Mapping[str, torch.Tensor]) -> list[CfdslError]:
-    """One error for every length and position in `tensors` that the kernel would clamp. Reads them, and so synchronises.
+    """One error for every length, position and token in `tensors` that the kernel would clamp. Reads them, and so synchronises.
 
     tensors   a call's arguments by name; what is not among them is left out
     """
-    return [*_lengths(plan, tensors), *_positions(plan, tensors)]
+    return [*_lengths(plan, tensors), *_positions(plan, tensors), *_tokens(plan, tensors)]
 
 
 def _lengths(plan: KernelPlan, tensors: Mapping[str, torch.Tensor]) -> Iterator[CfdslError]:
@@ -42,3 +42,10 @@ def _positions(plan: KernelPlan, tensors: Mapping[str, torch.Tensor]) -> Iterato
                 if not 0 <= value < rows:
                     advice = f"pass the new token's row of {cos!r}, or make the tables longer"
                     yield LengthOutOfRange(argument=pos, value=value, low=0, high=rows - 1, advice=advice)
+
+
+def _tokens(plan: KernelPlan, tensors: Mapping[str, torch.Tensor]) -> Iterator[CfdslError]:
+    for token, rows in dict.fromkeys((step.params["token"], step.params["rows"]) for step in plan.steps if step.op == "index"):
+        for value in tensors[token].tolist() if token in tensors else ():
+            if not 0 <= value < rows:
+                yield LengthOutOfRange(argument=token, value=value, low=0, high=rows - 1, advice="pass a row of the table")

@@ -26,6 +26,7 @@ STATUS = {
     0: "a KV length was negative or the cache was full: the length was clamped for attention, and the token was not appended",
     1: "a position was outside of the rotary tables: it was clamped",
     2: "a grid barrier timed out: not all clusters were resident, and the outputs of that launch are wrong",
+    3: "a token was outside of the embedding table: it was clamped",
 }
 
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))  # anything else (a FakeTensor, a subclass) goes through the dispatcher

@@ -75,8 +75,7 @@ class Decoder:
 
         On the current stream. Allocates nothing and does not wait. In a full cache nothing is stored, which `status` tells.
         """
-        for launch in self.launches:
-            launch()
+        self._launch()
         self.length.add_(1)  # the one tensor that all layers take as `length` and as `pos`
 
     def advance(self) -> None:
@@ -85,14 +84,25 @@ class Decoder:
 
     def step_and_advance(self) -> None:
         """`step`, then `advance`: greedy decoding."""
-        self.step()
-        self.advance()
+        self._launch()
+        self.state.count_and_advance()
+
+    def _launch(self) -> None:
+        for launch in self.launches:
+            launch()
 
     def capture(self, advance: bool = True) -> Callable[[], None]:
         """Record `step` (and `advance`) in a CUDA graph. Returns what replays it on the current stream; runs nothing now."""
-        self.length.add_(0)  # torch's own kernels are loaded at their first call, which a capture must not be
-        self.token.copy_(self.token.clone())
+        self._warm_up()
         return capture(self.step_and_advance if advance else self.step, self.runners.values(), self.device)
+
+    def _warm_up(self) -> None:
+        """Call torch's own kernels once and change nothing: the first call loads them, which a capture may not."""
+        before = self.state.counters.clone()
+        self.length.add_(1)
+        self.advance()
+        self.state.count_and_advance()
+        self.state.counters.copy_(before)
 
     def reset(self, length: int = 0) -> None:
         """Count the caches as holding `length` tokens: 0 to begin a sequence, or as many as the caller has written into them."""

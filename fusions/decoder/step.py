@@ -40,8 +40,9 @@ class Launch:
 class State:
     """What a step reads and writes apart from weights and caches. Allocated once; nothing here ever moves.
 
-    token, next_token (1,) i32; length (1,) i32: tokens in the caches, and the position of the token that is fed; logits (1, vocab) f32;
-    x, h (1, hidden): the residual stream before and after a layer's attention; cos, sin (positions, rotary_dim / 2) f32.
+    counters (12,) i32: three numbers, 16 bytes apart, that are passed as `length` (1,): tokens in the caches, and the position of the
+    token that is fed; `token` (1,): that token; `next_token` (1,): the one chosen. logits (1, vocab) f32; x, h (1, hidden): the residual
+    stream before and after a layer's attention; cos, sin (positions, rotary_dim / 2) f32.
 
     Two buffers of activations are enough although every kernel starts while the one before it still runs. What a kernel reads ahead
     are weights, which nobody writes. All else it touches only after its griddepcontrol.wait, which returns when the kernel before has
@@ -50,22 +51,37 @@ class State:
     object that all layers share. torch's kernels (the update of `length`, the copy of `token`) start in plain stream order.
     """
 
-    token: Tensor
-    next_token: Tensor
-    length: Tensor
+    counters: Tensor
+    more: Tensor
     logits: Tensor
     x: Tensor
     h: Tensor
     cos: Tensor
     sin: Tensor
 
+    @property
+    def length(self) -> Tensor:
+        return self.counters[0:1]
+
+    @property
+    def token(self) -> Tensor:
+        return self.counters[4:5]
+
+    @property
+    def next_token(self) -> Tensor:
+        return self.counters[8:9]
+
+    def count_and_advance(self) -> None:
+        """length += 1 and token = next_token, as one kernel: (length, next_token) + (1, 0), stored over (length, token)."""
+        torch.add(self.counters[0::8], self.more, out=self.counters[0:8:4])
+
 
 def new_state(model: cf.ModelConfig, dtype: str, positions: int, device: torch.device) -> State:
     """Buffers for one sequence, on `device`: no token, an empty cache."""
     x, h = (torch.zeros((1, model.hidden), dtype=DTYPES[dtype], device=device) for _ in range(2))
-    token, next_token, length = (torch.zeros((1,), dtype=torch.int32, device=device) for _ in range(3))
+    counters, more = torch.zeros(12, dtype=torch.int32, device=device), torch.tensor([1, 0], dtype=torch.int32, device=device)
     logits = torch.zeros((1, model.vocab), dtype=torch.float32, device=device)
-    return State(token, next_token, length, logits, x, h, *rope_tables(model, positions, device))
+    return State(counters, more, logits, x, h, *rope_tables(model, positions, device))
 
 
 def rope_tables(model: cf.ModelConfig, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:

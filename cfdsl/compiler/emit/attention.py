@@ -25,8 +25,8 @@ def _length(c: Context, p: dict[str, Any]) -> Lines:
 
 def _flags(c: Context, p: dict[str, Any]) -> Lines:
     lines = []
-    for bit, variable, arg, cache in p["flags"]:
-        wrong = f"{variable} != {name(arg)}[0]"
+    for bit, variable, arg, cache, at in p["flags"]:
+        wrong = f"{variable} != {name(arg)}[{at}]"
         if cache:  # a full cache has no room for the token that the call appends
             wrong = f"({wrong}) | ({variable} == n_{symbol(c, cache + '_k')})"
         lines.append(f"kv.flag(ws_sync.iterator + 1, kv.{bit}, {wrong})")

@@ -68,6 +68,14 @@ def _store_terms(c: Context, p: dict[str, Any]) -> Lines:
     return [f"attention.store_terms({args}, split, {p['head0']}, rank, THREADS)"]
 
 
+def _publish(c: Context, p: dict[str, Any]) -> Lines:
+    return [f"argmax.publish({p['workspace']}, {p['key']}, {p['index']})"]
+
+
+def _store_index(c: Context, p: dict[str, Any]) -> Lines:
+    return [f"argmax.store_best({name(p['dst'])}, {p['pairs']}, CTAS)"]
+
+
 def _grid_barrier(c: Context, p: dict[str, Any]) -> Lines:
     return ["phase = grid.barrier(ws_sync, phase, CTAS, WARPS)"]
 
@@ -84,5 +92,5 @@ EXCHANGES: dict[str, Callable[[Context, dict[str, Any]], Lines]] = {
     "rendezvous": _rendezvous, "wait": _wait, "multicast": _multicast, "gather_push": _gather_push, "reduce_push": _reduce_push,
     "scatter_push": _scatter_push, "lse_push": _lse_push, "scalar_push": _scalar_push, "scalar_sum": _scalar_sum,
     "reduce_sum": _reduce_sum, "lse_combine": _lse_combine, "lse_merge": _lse_merge, "store_terms": _store_terms,
-    "grid_barrier": _grid_barrier, "fetch": _fetch, "keep": _keep,
+    "publish": _publish, "store_index": _store_index, "grid_barrier": _grid_barrier, "fetch": _fetch, "keep": _keep,
 }  # fmt: skip

@@ -96,7 +96,8 @@ def _exchange_barriers(plan: KernelPlan) -> list[tuple[str, int, int]]:
 def _prologue(c: Context, body: str) -> list[str]:
     """Who am I; make and arm the barriers; let the successor start."""
     plan = c.plan
-    lines = [f"smem = cta.arena({plan.smem_bytes})", "tidx = cta.thread()", "bid, _, _ = cute.arch.block_idx()"]
+    lines = [f"smem = cta.arena({plan.smem_bytes})"] if plan.smem_bytes else []
+    lines += ["tidx = cta.thread()", "bid, _, _ = cute.arch.block_idx()"]
     coordinates = _coordinates(plan)
     used = {name for name, _ in coordinates if re.search(rf"\b{name}\b", "\n".join([body, *(text for _, text in coordinates)]))}
     lines += [f"{name} = {text}" for name, text in coordinates if name in used]

@@ -14,13 +14,14 @@ from cfdsl.compiler.plan import Step
 from cfdsl.errors import PlanError
 
 PRIMITIVES = (
+    "argmax.better", "argmax.nothing", "argmax.order", "argmax.over_block", "argmax.publish", "argmax.store_best",
     "attention.Attend", "attention.combine_warps", "attention.decode", "attention.load_terms", "attention.store_terms",
     "cluster_gather.push", "cluster_reduce.combine_lse", "cluster_reduce.merge_lse", "cluster_reduce.push",
     "cluster_reduce.push_lse", "cluster_reduce.push_scalar", "cluster_reduce.scatter", "cluster_reduce.sum_rows",
     "cluster_reduce.sum_scalar", "cta.arena", "cta.barriers", "cta.consumer_sync", "cta.piece", "cta.row", "cta.thread", "cta.view",
     "cta.warp", "exchange.arm", "exchange.init", "exchange.wait", "frag.hold", "frag.load", "frag.store", "gemv.rows", "gemv.total",
     "grid.add", "grid.barrier", "grid.fetch", "grid.keep", "grid.phase",
-    "kv.LENGTH_CLAMPED", "kv.POSITION_CLAMPED", "kv.append", "kv.clamp", "kv.flag",
+    "kv.LENGTH_CLAMPED", "kv.POSITION_CLAMPED", "kv.TOKEN_CLAMPED", "kv.append", "kv.clamp", "kv.flag",
     "multicast.gather", "pointwise.gelu", "pointwise.silu",
     "rings.Ring", "rings.init", "rmsnorm.mean_square", "rmsnorm.rsqrt", "rope.angles",
     "rope.rotate", "stream.Rows", "stream.Tokens", "stream.rows", "stream.tile_count", "stream.tokens",
@@ -37,6 +38,18 @@ def _slice(c: Context, p: dict[str, Any]) -> Lines:
 
 def _mean_square(c: Context, p: dict[str, Any]) -> Lines:
     return [f"{p['out']} = rmsnorm.mean_square({p['value']}, {c.fragment(p['tiles'])}, {p['scratch']}, {p['cols']})"]
+
+
+def _argmax(c: Context, p: dict[str, Any]) -> Lines:
+    pair = ", ".join(p["out"])
+    at = "i" if p["first"] == Affine() else f"{p['first']} + i"
+    rows = p["n"] if p["share"] is None else rows_of(c, p["share"].name)
+    found = loop(rows, f"{pair} = argmax.better({pair}, argmax.order({bare(element(p['tree']))}), {at})")
+    return [f"{pair} = argmax.nothing()", *found, f"{pair} = argmax.over_block({pair}, {p['scratch']}, WARPS)"]
+
+
+def _index(c: Context, p: dict[str, Any]) -> Lines:
+    return [f"{p['out']} = kv.clamp({name(p['token'])}[{p['at']}], 0, {p['rows']} - 1)"]
 
 
 def _rms(c: Context, p: dict[str, Any]) -> Lines:
@@ -112,7 +125,8 @@ def tiles_of(c: Context, tiles: Any) -> int | str:
 
 
 EMITTERS: dict[str, Callable[[Context, dict[str, Any]], Lines]] = {
-    "fragment": _fragment, "slice": _slice, "mean_square": _mean_square, "rms": _rms, "gemv": _gemv, "sync": _sync, "finish": _finish,
+    "fragment": _fragment, "slice": _slice, "mean_square": _mean_square, "argmax": _argmax,
+    "index": _index, "rms": _rms, "gemv": _gemv, "sync": _sync, "finish": _finish,
     "store_vector": _store_vector, "store_rows": _store_rows, "store_fragment": _store_fragment, "atomic_add": _atomic_add, **EXCHANGES,
     **ATTENTION,
 }  # fmt: skip

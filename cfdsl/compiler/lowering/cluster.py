@@ -59,6 +59,8 @@ def _gather_cut(b: Builder, arg: Node) -> tuple[int, int]:
 def lower_cluster_reduce(b: Builder, node: Node) -> None:
     """Scalars and sums: everybody's term to everybody, or scatter and gather if that is too much. Softmax: scatter, combine, gather."""
     kinds = {_monoid(b, arg) for arg in node.args}
+    if "argmax" in kinds:
+        raise NotLowered(op="cluster_reduce", why="pairs of argmax travel over the grid", advice="use grid_reduce alone", src=node.src)
     if kinds == {"lse"}:
         for i, arg in enumerate(node.args):
             combined = _scatter_lse(b, node, arg, slices(b, node, i))

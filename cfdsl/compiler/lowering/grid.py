@@ -7,7 +7,7 @@ from math import prod
 
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.lowering.stores import share_of, store
-from cfdsl.compiler.lowering.values import Product, Shared, SharedTerms, Softmax, Vector
+from cfdsl.compiler.lowering.values import Best, Product, Shared, SharedBest, SharedTerms, Softmax, Vector
 from cfdsl.compiler.plan import Exchange
 from cfdsl.dsl.graph import Node
 from cfdsl.dsl.placement import R
@@ -27,7 +27,10 @@ def lower_grid_gather(b: Builder, node: Node) -> None:
 
 
 def lower_grid_reduce(b: Builder, node: Node) -> None:
-    """Softmax terms of clusters that split tokens: each stores its term; one grid barrier; whoever reads combines them in order."""
+    """Softmax terms of clusters that split tokens, or pairs of argmax: each CTA stores its own; one grid barrier; readers combine them."""
+    if all(isinstance(b.values.get(arg), Best) for arg in node.args):
+        _reduce_pairs(b, node)
+        return
     moved = _Moved()
     for i, arg in enumerate(node.args):
         value = b.values.get(arg)
@@ -36,7 +39,8 @@ def lower_grid_reduce(b: Builder, node: Node) -> None:
         if isinstance(value, Vector):  # one split: the term is the value
             lower_grid_gather(b, node)
             return
-        assert isinstance(value, Softmax)
+        if not isinstance(value, Softmax):
+            raise NotLowered(op="grid_reduce", why="indices and softmax terms do not share an exchange", src=node.src)
         _, heads, dim = (int(size) for size in arg.type.shape)
         outs, stats = b.workspace("ws_terms", (b.splits * heads * dim,), "f32"), b.workspace("ws_stats", (b.splits * heads * 2,), "f32")
         b.step(
@@ -47,6 +51,17 @@ def lower_grid_reduce(b: Builder, node: Node) -> None:
         b.values[(node, i)] = SharedTerms(outs, stats, b.splits, heads, dim)
         moved.add(outs, (value.heads * value.dim + 2 * value.heads) * 4, b.splits * heads * (dim + 2) * 4)
     _barrier_exchange(b, node, "reduce", "lse", "grid_barrier", moved)
+
+
+def _reduce_pairs(b: Builder, node: Node) -> None:
+    moved = _Moved()
+    for i, arg in enumerate(node.args):
+        pair: Best = b.values[arg]
+        workspace = b.workspace("ws_best", (2 * b.placed.mesh.ctas,), "i32")
+        b.step("publish", f"{workspace}[CTA] = {pair.key}, {pair.index}", src=node.src, workspace=workspace, key=pair.key, index=pair.index)
+        b.values[(node, i)] = SharedBest(workspace)
+        moved.add(workspace, 8, 8 * b.placed.mesh.ctas)
+    _barrier_exchange(b, node, "reduce", "argmax", "grid_barrier", moved)
 
 
 def lower_grid_reduce_scatter(b: Builder, node: Node) -> None:

@@ -10,12 +10,13 @@ from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
 from cfdsl.compiler.lowering.products import flush
+from cfdsl.compiler.lowering.select import looked_up
 from cfdsl.compiler.lowering.values import Product, Scalar, Shared, SharedTerms, Vector
 from cfdsl.dsl.graph import Node
 from cfdsl.dsl.placement import Placement, Shard
 from cfdsl.errors import NotLowered
 
-ELEMENTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm")
+ELEMENTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm", "embedding")
 VIEWS = ("item", "split_heads", "merge_heads", "slice_grid", "slice_cluster")
 
 
@@ -58,6 +59,9 @@ def expression(b: Builder, node: Node, where: Where, tiles: RowTiles | None = No
         return Expr("leaf", value.workspace, at, block=where.block, stride=where.stride)
     if node.op in ("input", "weight"):
         return Expr("leaf", node.attr("name"), where.at, block=where.block, stride=where.stride)
+    if node.op == "embedding":
+        row = looked_up(b, node)
+        return replace(row, offset=row.offset + where.at, block=where.block, stride=where.stride)
     if node.op in VIEWS:
         return expression(b, node.args[0], through_view(b, node, where), tiles)
     if node.op == "cast":

@@ -10,6 +10,7 @@ from cfdsl.compiler.lowering.cluster import lower_cluster_gather, lower_cluster_
 from cfdsl.compiler.lowering.grid import lower_grid_gather, lower_grid_reduce, lower_grid_reduce_scatter
 from cfdsl.compiler.lowering.linear import lower_linear
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE, VIEWS
+from cfdsl.compiler.lowering.select import lower_argmax
 from cfdsl.compiler.lowering.vectors import lower_item, lower_mean_square, lower_slice_grid
 from cfdsl.dsl.graph import Node
 from cfdsl.errors import NotLowered
@@ -25,6 +26,7 @@ RULES: dict[str, Callable[[Builder, Node], None]] = {
     "grid_gather": lower_grid_gather,
     "grid_reduce": lower_grid_reduce,
     "grid_reduce_scatter": lower_grid_reduce_scatter,
+    "argmax": lower_argmax,
     "rope": lower_rope,
     "append": lower_append,
     "attend": lower_attend,

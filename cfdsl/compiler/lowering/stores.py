@@ -9,7 +9,7 @@ from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE, VIEWS, Where, expression, row_tiles
-from cfdsl.compiler.lowering.values import Scalar, Shared
+from cfdsl.compiler.lowering.values import Scalar, Shared, SharedBest
 from cfdsl.dsl.graph import Node
 from cfdsl.dsl.placement import Partial, Replicate, Shard
 from cfdsl.errors import NotLowered
@@ -22,6 +22,12 @@ def share_of(b: Builder, rows: int) -> str:
 
 def store(b: Builder, node: Node, dst: str) -> int:
     """A step that writes this rank's slice of `node` to the global vector `dst`; returns the number of elements it writes."""
+    value = b.values.get(node)
+    if isinstance(value, SharedBest):
+        b.step("store_index", f"{dst} = index of the best in {value.workspace}, by CTA 0", src=node.src, dst=dst, pairs=value.workspace)
+        return 1
+    if node.type.dtype == "i32":
+        raise NotLowered(op="outputs", why="of indices, only the result of grid_reduce(argmax(...)) can be stored", src=node.src)
     placement = b.placed.of(node)
     last = Shard(len(node.type.shape) - 1)
     if placement.grid == last and placement.cluster == last and f"rows{node.type.shape[-1]}" in b.shares:
@@ -78,4 +84,6 @@ def _in_registers(b: Builder, node: Node) -> bool:
     """Whether a value can be computed without shared memory."""
     if node in b.values:
         return isinstance(b.values[node], (Scalar, Shared))
+    if node.op == "embedding":
+        return True
     return node.op in ("input", "weight") or (node.op in (*ELEMENTWISE, *VIEWS) and all(_in_registers(b, arg) for arg in node.args))

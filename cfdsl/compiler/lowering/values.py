@@ -49,6 +49,21 @@ class Scalar:
 
 
 @dataclass(frozen=True)
+class Best:
+    """A term of P(argmax): the variables with its key (see `primitives.argmax`) and its index, the same in every consumer thread."""
+
+    key: str
+    index: str
+
+
+@dataclass(frozen=True)
+class SharedBest:
+    """Terms of P(argmax), a pair of i32 of every CTA, in a workspace in global memory."""
+
+    workspace: str
+
+
+@dataclass(frozen=True)
 class Softmax:
     """A term of P(lse): unnormalised outputs f32 (heads * dim,) and (max, sum) f32 (heads, 2), in shared memory."""
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import reduce
+
 from cfdsl.dsl.graph import Node
 from cfdsl.dsl.interpret.attention import finish_lse, merge_lse
 from cfdsl.dsl.interpret.local import Holdings, Local, OracleError, Rank, assemble, full_spans
 from cfdsl.dsl.interpret.machine import Machine, part_of, share_of
+from cfdsl.dsl.interpret.select import better
 from cfdsl.dsl.interpret.traffic import PAYLOAD, exchange_row
 from cfdsl.dsl.placement import Partial, Placement, ReduceOp, Shard
 
@@ -37,7 +41,8 @@ def _elements(local: Local) -> int:
 def reduce_terms(node: Node, op: ReduceOp, terms: list[Local], finish: bool = True) -> Local:
     """The value of a Partial from its terms, in their order. All terms cover the same slice.
 
-    finish   False: what is left is a term of another reduction, so an online softmax stays an unnormalised (m, l, o).
+    finish   False: what is left is a term of another reduction, so an online softmax stays an unnormalised (m, l, o), and an index keeps
+             its value.
     """
     first = terms[0]
     if any(term.spans != first.spans for term in terms):
@@ -45,8 +50,13 @@ def reduce_terms(node: Node, op: ReduceOp, terms: list[Local], finish: bool = Tr
     if op is ReduceOp.LSE:
         if any(term.stats is None for term in terms):
             raise OracleError(node, "a term of P(lse) has no softmax statistics")
-        top, total, out = merge_lse([(*term.stats, term.data) for term in terms if term.stats])
+        top, total, out = merge_lse([(term.stats[0], term.stats[1], term.data) for term in terms if term.stats])
         return Local(finish_lse(total, out), first.spans) if finish else Local(out, first.spans, stats=(top, total))
+    if op is ReduceOp.ARGMAX:
+        if any(term.stats is None for term in terms):
+            raise OracleError(node, "a term of P(argmax) has no value")
+        best = reduce(better, terms)
+        return replace(best, stats=None) if finish else best
     data = first.data
     for term in terms[1:]:
         data = data + term.data if op is ReduceOp.SUM else data.maximum(term.data)
@@ -61,8 +71,9 @@ def _op(node: Node, placement: Placement, axis: str) -> ReduceOp:
 
 
 def _closes(m: Machine, arg: Node) -> bool:
-    """Whether a cluster's reduction gives values: the splits hold no further terms."""
-    return not isinstance(m.placed.of(arg).split, Partial)
+    """Whether a cluster's reduction gives values: neither the splits nor the clusters hold further terms of several numbers."""
+    placement = m.placed.placements[arg][0]
+    return not (isinstance(placement.split, Partial) or placement.grid == Partial(ReduceOp.ARGMAX))
 
 
 def _cluster(m: Machine, cluster: int) -> list[Rank]:
@@ -134,11 +145,19 @@ def _over_grid(m: Machine, node: Node, arg: Node, held: Holdings) -> tuple[Holdi
 
 def _grid_reduce(m: Machine, node: Node, arg: Node, held: Holdings) -> tuple[Holdings, int]:
     """Every cluster adds its term to global memory (cluster order here); every CTA reads the sum."""
-    if not _closes(m, arg):
+    if isinstance(m.placed.of(arg).split, Partial):
         return _split_reduce(m, node, arg, held)
+    if m.placed.of(arg).grid == Partial(ReduceOp.ARGMAX):
+        return _argmax_reduce(m, node, held)
     reduced, written = _over_grid(m, node, arg, held)
     whole = assemble(reduced, node, full_spans(m.shape(arg)))
     return dict.fromkeys(held, whole), written + whole.data.numel() * m.mesh.ctas
+
+
+def _argmax_reduce(m: Machine, node: Node, held: Holdings) -> tuple[Holdings, int]:
+    """Every holder of a term writes its pair; every CTA reads all of them."""
+    moved = sum(_elements(local) for local in held.values())
+    return dict.fromkeys(held, reduce_terms(node, ReduceOp.ARGMAX, list(held.values()))), moved * (1 + m.mesh.ctas)
 
 
 def _split_reduce(m: Machine, node: Node, arg: Node, held: Holdings) -> tuple[Holdings, int]:

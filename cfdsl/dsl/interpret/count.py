@@ -44,7 +44,7 @@ class _Count:
                 self._use(node)
         for _, node in graph.outputs:
             self._load(node)
-        outputs = sum(self._numel(node.type) for _, node in graph.outputs) * ITEMSIZE[graph.dtype]
+        outputs = sum(self._numel(node.type) * ITEMSIZE[graph.output_dtype(node)] for _, node in graph.outputs)
         role = {role: sum(size for (of, _), size in self.unique.items() if of == role) for role in ("weight", "input")}
         rows = tuple(self._row(node) for node in graph.nodes if node.is_collective)
         l2 = sum(self.loads.values()) + self.kv_loads
@@ -93,6 +93,8 @@ class _Count:
             self._load(node.args[1], x.grid == Shard(1), x.cluster == Shard(1), of=node.args[0])
         elif node.op == "rope":
             self._rope(node)
+        elif node.op == "embedding":
+            self._embedding(node)
         elif node.op in ("append", "attend"):
             self._attention(node)
         else:
@@ -125,6 +127,11 @@ class _Count:
             assert isinstance(row, int)
             self._load(table, grid, cluster, of=x, numel=self._shape(x.type)[0] * row)
 
+    def _embedding(self, node: Node) -> None:
+        token, table = node.args
+        self._load(token)
+        self._load(table, grid=isinstance(self._at(token).grid, Shard), of=token, numel=self._numel(node.type))
+
     def _attention(self, node: Node) -> None:
         q_or_cache, k_or_cache, *rest = node.args
         cache = q_or_cache if node.op == "append" else k_or_cache
@@ -152,9 +159,7 @@ class _Count:
 
     def _load(self, arg: Node, grid: bool = False, cluster: bool = False, of: Node | None = None, numel: int | None = None) -> None:
         """All CTAs load `arg`, if it is a leaf or a view of one. grid, cluster: it is cut along the axis in passing, as `of` is."""
-        leaf = arg
-        while leaf.op in VIEWS:
-            leaf = leaf.args[0]
+        leaf = _leaf(arg)
         if leaf.op not in ("input", "weight"):
             return
         mesh, placement = self.placed.mesh, self._at(arg)
@@ -179,6 +184,7 @@ class _Count:
         clusters = self._copies(arg) if isinstance(placement.grid, Shard) else self.placed.mesh.clusters
         whole = self._numel(arg.type) * clusters
         stats = 2 * whole // self._shape(arg.type)[2] if placement.cluster == Partial(ReduceOp.LSE) else 0
+        stats = whole if placement.cluster == Partial(ReduceOp.ARGMAX) else stats  # a value with each index
         if node.op == "cluster_reduce":
             return (whole + stats) * (peers + 1) * peers
         cut = node.op == "cluster_reduce_scatter" and node.attr("dim") < 2
@@ -189,6 +195,15 @@ class _Count:
         size, mesh = self._numel(arg.type), self.placed.mesh
         if node.op == "grid_gather":
             return size + size * mesh.ctas
+        if self._at(arg).grid == Partial(ReduceOp.ARGMAX):  # a pair of every holder of a term, read by everyone
+            return 2 * size * mesh.ctas * (1 + mesh.ctas)
         if isinstance(self._at(arg).split, Partial):  # o, and m and l of each head: of every split written once, read by everyone
             return (size + 2 * size // self._shape(arg.type)[2]) * mesh.splits * (1 + mesh.ctas)
         return size * mesh.clusters + size * (mesh.ctas if node.op == "grid_reduce" else 1)
+
+
+def _leaf(node: Node) -> Node:
+    """What a chain of views starts from."""
+    while node.op in VIEWS:
+        node = node.args[0]
+    return node

@@ -33,14 +33,15 @@ class OracleError(RuntimeError):
 class Local:
     """`data` covers `spans` of the logical value.
 
-    stats   (m, l) where `data` is the unnormalised o of an online softmax: m the greatest score, l the sum of exp(score - m)
+    stats   (m, l) where `data` is the unnormalised o of an online softmax: m the greatest score, l the sum of exp(score - m);
+            (value,) where `data` is the index of a greatest value, of a slice only
     leaf    the input or weight that `data` is a view of, while nobody has loaded it
     mark    the same view of that leaf's touched bytes
     """
 
     data: Tensor
     spans: Spans
-    stats: tuple[Tensor, Tensor] | None = None
+    stats: tuple[Tensor, ...] | None = None
     leaf: str | None = None
     mark: Tensor | None = None
 
@@ -69,8 +70,7 @@ class Local:
         part = self.view(cut, spans)
         if self.stats is None:
             return part
-        m, l = (cut(t) if dim < t.dim() else t for t in self.stats)
-        return replace(part, stats=(m, l))
+        return replace(part, stats=tuple(cut(t) if dim < t.dim() else t for t in self.stats))
 
 
 Holdings = dict[Rank, Local]
@@ -100,13 +100,13 @@ def bounding(spans: Iterable[Spans]) -> Spans:
 
 
 def assemble(parts: Mapping[Rank, Local], node: Node, spans: Spans | None = None) -> Local:
-    """Put slices together, in rank order, into the box around them or into `spans`. What nobody holds is NaN.
+    """Put slices together, in rank order, into the box around them or into `spans`. What nobody holds is NaN (of indices: -1).
 
     Raises OracleError where two ranks hold different values of the same element.
     """
     box = spans if spans is not None else bounding(part.spans for part in parts.values())
     first = next(iter(parts.values())).data
-    whole = first.new_full([hi - lo for lo, hi in box], float("nan"))
+    whole = first.new_full([hi - lo for lo, hi in box], float("nan") if first.is_floating_point() else -1)
     placed: dict[Spans, Rank] = {}
     for rank, part in parts.items():
         target = whole

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cfdsl.dsl.graph import Graph, Node, Type
-from cfdsl.dsl.interpret import attention, compute, views
+from cfdsl.dsl.interpret import attention, compute, select, views
 from cfdsl.dsl.interpret.attention import LocalCache
 from cfdsl.dsl.interpret.collectives import exchange
 from cfdsl.dsl.interpret.local import Holdings, Local, OracleError, Rank, assemble, full_spans, same_bits
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-HANDLERS = {**views.HANDLERS, **compute.HANDLERS, **attention.HANDLERS}
+HANDLERS = {**views.HANDLERS, **compute.HANDLERS, **attention.HANDLERS, **select.HANDLERS}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def interpret(
     tensors         the inputs and weights by name, a cache `c` as `c_k` and `c_v`, in their declared dtypes; more names do no harm.
                     They are not changed. Tokens at or past a cache's length are never looked at.
     precision       "f32" or "f64": the type of everything computed
-    round_outputs   give outputs in the fusion's dtype; else as computed
+    round_outputs   give outputs in the dtypes that the kernel stores (`Graph.output_dtype`); else as computed
 
     A length out of range is clamped to 0..capacity for attention, and nothing is stored then (nor in a full cache); the new token still
     takes part in attention.
@@ -65,7 +65,7 @@ def interpret(
         held[node] = _step(machine, node, held, tensors)
         for result, of, placement in zip(held[node], node.types, placed.placements[node], strict=True):
             _check_claim(machine, node, of, result, placement)
-    outputs = {name: _output(machine, node, held[node][0], dtypes[graph.dtype], round_outputs) for name, node in graph.outputs}
+    outputs = {name: _output(machine, node, held[node][0], round_outputs) for name, node in graph.outputs}
     return OracleResult(outputs, _caches(machine, graph), machine.counter.total())
 
 
@@ -140,7 +140,7 @@ def _caches(m: Machine, graph: Graph) -> dict[str, Tensor]:
     return {f"{name}_{part}": _logical(data, layouts[name]) for name, part, data in named}
 
 
-def _output(m: Machine, node: Node, held: Holdings, dtype: torch.dtype, rounded: bool) -> Tensor:
+def _output(m: Machine, node: Node, held: Holdings, rounded: bool) -> Tensor:
     """Every holder writes its slice. A hole is an error, as are two holders that disagree."""
     shape = m.shape(node)
     for rank, local in held.items():
@@ -150,9 +150,11 @@ def _output(m: Machine, node: Node, held: Holdings, dtype: torch.dtype, rounded:
         total *= size
     if sum({local.spans: local.data.numel() for local in held.values()}.values()) < total:
         raise OracleError(node, f"the ranks together do not hold all of an output of shape {shape}")
-    whole = assemble({rank: Local(local.data.to(m.dtype), local.spans) for rank, local in held.items()}, node, full_spans(shape)).data
-    m.counter.outputs += total * itemsize(m.placed.graph.dtype)
-    return whole.to(dtype) if rounded else whole
+    dtype = m.placed.graph.output_dtype(node)
+    kind = m.dtypes["i32"] if dtype == "i32" else m.dtype
+    whole = assemble({rank: Local(local.data.to(kind), local.spans) for rank, local in held.items()}, node, full_spans(shape)).data
+    m.counter.outputs += total * itemsize(dtype)
+    return whole.to(m.dtypes[dtype]) if rounded else whole
 
 
 def _check_claim(m: Machine, node: Node, of: Type, held: dict[Rank, Any], placement: Placement) -> None:

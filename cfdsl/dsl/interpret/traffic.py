@@ -105,7 +105,7 @@ class Counter:
         self._once((rank, local.leaf, local.data.data_ptr(), local.data.numel()), local.data.numel() * local.data.element_size())
 
     def load_rows(self, rank: Rank, local: Local, batch: object, count: int) -> None:
-        """A CTA loads `count` rows of a rope table, one per sequence of `batch`. Rows may coincide and still count each."""
+        """A CTA loads `count` rows of a table, one per sequence of `batch`. Rows may coincide and still count each."""
         if local.leaf is None:
             return
         size = count * local.data.shape[-1] * local.data.element_size()
@@ -129,7 +129,8 @@ class Counter:
         unique = {"weight": 0, "input": 0}
         for name, (mark, size) in self.marks.items():
             unique[self.roles[name]] += int(mark.sum()) * size
-        unique["input"] += sum(self.row_bytes.values())
+        for (name, _), size in self.row_bytes.items():
+            unique[self.roles[name]] += size
         kv_read = sum(int(mark.sum()) * size for mark, size in self.kv_marks.values())
         return Traffic(unique["weight"], unique["input"], kv_read, self.kv_write, self.outputs, self.l2, tuple(self.rows))
 

@@ -6,9 +6,11 @@ error that names the collective: communication is what the author of a spec want
 
 from __future__ import annotations
 
-from cfdsl.dsl.place_rules import attention, contraction, exchange, pointwise, views
+from cfdsl.dsl.place_rules import attention, contraction, exchange, pointwise, select, views
 from cfdsl.dsl.place_rules.site import Rule, Site
 
-PLACE_RULES: dict[str, Rule] = {**views.RULES, **pointwise.RULES, **contraction.RULES, **attention.RULES, **exchange.RULES}
+PLACE_RULES: dict[str, Rule] = {
+    **views.RULES, **pointwise.RULES, **contraction.RULES, **attention.RULES, **exchange.RULES, **select.RULES,
+}  # fmt: skip
 
 __all__ = ["PLACE_RULES", "Rule", "Site"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cfdsl.dsl.place_rules.site import Rule, Site, on
-from cfdsl.dsl.placement import Partial, Placement, R, Shard
+from cfdsl.dsl.placement import Partial, Placement, R, ReduceOp, Shard
 from cfdsl.errors import CfdslError, WrongCollective
+
+ARGMAX = Partial(ReduceOp.ARGMAX)
 
 
 def _refuse(site: Site, index: int, moves: str) -> CfdslError:
@@ -17,6 +19,8 @@ def _refuse(site: Site, index: int, moves: str) -> CfdslError:
 
 def _legal(placement: Placement, name: str) -> str:
     """What may be called on a value placed so."""
+    if placement.grid == placement.cluster == ARGMAX:
+        return f"call grid_reduce, or cluster_reduce and then grid_reduce, on {name}"
     if isinstance(placement.cluster, Partial):
         return f"call cluster_reduce or cluster_reduce_scatter on {name}"
     if isinstance(placement.split, Partial):
@@ -59,8 +63,11 @@ def _grid_gather(site: Site) -> tuple[Placement, ...]:
 
 
 def _grid_reduce(site: Site) -> tuple[Placement, ...]:
+    """Terms of argmax are numbers enough for one exchange: every CTA's may be combined at once, without a cluster_reduce before."""
     dim = site.node.attr("dim")
     for index, placement in enumerate(site.args):
+        if dim is None and placement.grid == placement.cluster == ARGMAX:
+            continue
         open_axes = (placement.grid,) if dim is not None else (placement.grid, placement.split)
         if not any(isinstance(axis, Partial) for axis in open_axes) or isinstance(placement.cluster, Partial):
             moves = "P(op) on the grid axis or the splits (values on the cluster axis) -> R on all"

@@ -11,6 +11,7 @@ from cfdsl.errors import CfdslError, NeedsReduce, PlacementMismatch, ShardDoesNo
 
 AXES = ("grid", "cluster", "split")
 SUM = Partial(ReduceOp.SUM)
+TUPLES = (Partial(ReduceOp.LSE), Partial(ReduceOp.ARGMAX))  # terms of several numbers
 WORDS = {"slice_grid": "x[axis]", "slice_cluster": "shard"}
 
 
@@ -49,11 +50,11 @@ class Site:
                 if isinstance(on(self.args[index], axis), Partial):
                     raise self._needs_reduce(index, axis)
 
-    def no_open_softmax(self) -> None:
-        """Nothing but a collective takes the (m, l, o) triples of an unfinished softmax, not even a view."""
+    def no_open_tuples(self) -> None:
+        """Nothing but a collective takes the (m, l, o) triples of an unfinished softmax, or pairs of value and index, not even a view."""
         for index, placement in enumerate(self.args):
             for axis in AXES:
-                if on(placement, axis) == Partial(ReduceOp.LSE):
+                if on(placement, axis) in TUPLES:
                     raise self._needs_reduce(index, axis)
 
     def one_deal(self) -> None:

@@ -6,9 +6,9 @@ The tracer collects what the rules raise, and `verify` runs the same rules over 
 
 from __future__ import annotations
 
-from cfdsl.dsl.type_rules import attention, exchange, leaves, math, views
+from cfdsl.dsl.type_rules import attention, exchange, leaves, math, select, views
 from cfdsl.dsl.type_rules.call import Call, Rule, appended, cache_leaf, is_cache, is_weight
 
-TYPE_RULES: dict[str, Rule] = {**leaves.RULES, **views.RULES, **math.RULES, **attention.RULES, **exchange.RULES}
+TYPE_RULES: dict[str, Rule] = {**leaves.RULES, **views.RULES, **math.RULES, **attention.RULES, **exchange.RULES, **select.RULES}
 
 __all__ = ["TYPE_RULES", "Call", "Rule", "appended", "cache_leaf", "is_cache", "is_weight"]

@@ -10,7 +10,9 @@ from cfdsl.errors import ArgumentError
 def _move(call: Call) -> tuple[Type, ...]:
     if not call.args:
         raise ArgumentError(argument="xs", expected="one or several values", got="none", src=call.src)
-    call.floats(*(f"xs[{i}]" for i in range(len(call.args))))
+    for i, arg in enumerate(call.args):
+        if arg.op != "argmax":  # indices that were found travel too
+            Call(call.op, (arg,), call.attrs, call.src).floats(f"xs[{i}]")
     return tuple(arg.type for arg in call.args)
 
 

@@ -239,3 +239,15 @@ def test_settings_that_make_no_sense_are_all_named() -> None:
     assert [error.argument for error in caught.value.errors] == ["capacity", "dtype", "part", "settings"]  # type: ignore[attr-defined]
     with pytest.raises(ArgumentError, match="argument 'backend' must be 'kernel' or 'oracle', got 'gpu'"):
         Decoder(TINY, {}, capacity=8, backend="gpu")
+
+
+def test_counting_and_advancing_as_one_is_the_same_as_one_after_the_other() -> None:
+    one, two = make(), make()
+    for decoder in (one, two):
+        list(decoder.generate(PROMPT, 1))
+    for _ in range(3):
+        one.step()
+        one.advance()
+        two.step_and_advance()
+        assert [int(t) for t in (one.token, one.length, one.next_token)] == [int(t) for t in (two.token, two.length, two.next_token)]
+    assert int(two.length) == len(PROMPT) + 3
