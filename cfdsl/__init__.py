@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from cfdsl.compiler.cost import explain
     from cfdsl.dsl.interpret import interpret
     from cfdsl.runtime.build import compile
+    from cfdsl.runtime.collective import collective, collective_algorithms
     from cfdsl.runtime.kernel import Kernel
     from cfdsl.runtime.oracle import Oracle, oracle
 
@@ -94,6 +95,8 @@ __all__ = [
     "cluster_reduce",
     "cluster_reduce_scatter",
     "clusters",
+    "collective",
+    "collective_algorithms",
     "compile",
     "concat",
     "embedding",
@@ -130,6 +133,8 @@ __all__ = [
 
 _LAZY = {
     "compile": "cfdsl.runtime.build",
+    "collective": "cfdsl.runtime.collective",
+    "collective_algorithms": "cfdsl.runtime.collective",
     "Kernel": "cfdsl.runtime.kernel",
     "oracle": "cfdsl.runtime.oracle",
     "Oracle": "cfdsl.runtime.oracle",

@@ -466,6 +466,27 @@ class CompileFailed(CfdslError):
     _remedy = "this is a mistake in cfdsl; report it with the generated source."
 
 
+@dataclass(eq=False, kw_only=True)
+class AlgorithmUnsupported(CfdslError):
+    """No algorithm, or not the one that was asked for, can do a collective. `reasons` says why, of each that was looked at."""
+
+    request: str
+    algorithm: str | None
+    reasons: Sequence[tuple[str, str]]
+    possible: Sequence[str] = ()
+
+    @property
+    def message(self) -> str:
+        text = f"{self.request} cannot be done{f' by {self.algorithm!r}' if self.algorithm else ''}:"
+        return text + "".join(f"\n  - {name}: {why}" for name, why in self.reasons)
+
+    @property
+    def remedy(self) -> str:
+        if self.possible:
+            return f"use {_list([repr(name) for name in self.possible])}, or leave the algorithm to the cost model."
+        return "use a smaller payload or a larger cluster, or write it with several calls."
+
+
 # ---- runtime -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -485,6 +506,36 @@ class DisassemblerMissing(CfdslError):
     found: str
     _says = "SASS needs nvdisasm, found {found}."
     _remedy = "pip install -U nvidia-cuda-nvdisasm."
+
+
+@dataclass(eq=False, kw_only=True)
+class NotTraced(CfdslError):
+    """A timeline was asked of a kernel that notes no times."""
+
+    kernel: str
+    _says = "the kernel {kernel} was compiled without trace, so it does not note when its steps ran."
+    _remedy = "compile it with trace=True."
+
+
+@dataclass(eq=False, kw_only=True)
+class RecordingFull(CfdslError):
+    """A recording has no memory left for another launch's marks."""
+
+    kernel: str
+    room: int
+    _says = "the recording has room for {room} launches of {kernel}, and this is one more."
+    _remedy = "open it with more: recording(kernels, launches=...)."
+
+
+@dataclass(eq=False, kw_only=True)
+class MarksMissing(CfdslError):
+    """A recorded launch has no times to show."""
+
+    launch: int
+    cta: int
+    lane: str
+    _says = "launch {launch} of the recording has no times of CTA {cta}'s {lane}: it has not run to its end."
+    _remedy = "read the recording after its launches, and replay the CUDA graph if they were captured in one."
 
 
 @dataclass(eq=False, kw_only=True)

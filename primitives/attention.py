@@ -1,13 +1,15 @@
 """Decode attention of one KV head over its tiles in the ring: an online softmax per warp, combined over the warps of a CTA.
 
-A group of dim / 8 lanes holds one token, 8 dimensions a lane; a warp holds `32 * 8 / dim` tokens at a time and takes two such batches per
-step. Where many query heads share a KV head, warps split the heads among `head_groups`, and the tokens among the remaining warps.
+A group of dim / 8 lanes holds one token, 8 dimensions a lane; a warp holds `32 * 8 / dim` tokens at a time and takes two or four such
+batches per step: what a step costs is its chain of dependent sums and exponentials more than its products. Where many query heads share
+a KV head, warps split the heads among `head_groups`, and the tokens among the remaining warps.
 The running softmax is that of Milakov & Gimelshein 2018 (arXiv:1805.02867), merged over parts of the tokens as in Flash-Decoding.
 Softmax runs in base 2: scores are scaled by log2(e) / sqrt(dim), and kept as (m, l, o) = (max, sum, unnormalised output).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cutlass
@@ -24,7 +26,8 @@ LOWEST = -1e30  # below any score; finite, so that differences of two of them ar
 class Attend:
     """`heads` query heads per KV head, head size `dim`, tiles of `tokens` tokens, `warps` consumer warps.
 
-    `ahead`: the next tokens are on their way to registers while the last ones are worked on; 16 registers more.
+    `ahead`: the next tokens are on their way to registers while the last ones are worked on; `8 * batches` registers more.
+    `batches`: tokens that a lane group takes at a time, 2, or 4 where their scores fit on its lanes.
     """
 
     heads: int
@@ -32,6 +35,7 @@ class Attend:
     tokens: int
     warps: int = 8
     ahead: bool = True
+    batches: int = 2
 
     @property
     def lanes(self) -> int:
@@ -49,65 +53,76 @@ class Attend:
 
     @property
     def score_slots(self) -> int:
-        """Scores of a step that one lane group sums together: two tokens x a power of two of heads."""
-        return 2 if self.heads_per_warp == 1 else 4 if self.heads_per_warp == 2 else 8
+        """Scores of a step that one lane group sums together: its tokens x a power of two of heads. At most one a lane."""
+        return self.batches * (1 if self.heads_per_warp == 1 else 2 if self.heads_per_warp == 2 else 4)
 
     @property
     def token_groups(self) -> int:
         return self.warps // self.head_groups
 
     @property
-    def tokens_per_step(self) -> int:
-        """Tokens that one warp takes at a time: two batches."""
+    def tokens_per_piece(self) -> int:
+        """Tokens of one tile that one warp loads together: two batches."""
         return 2 * 32 // self.lanes
 
     @property
-    def steps(self) -> int:
-        """Steps of one warp through one tile."""
-        return self.tokens // (self.token_groups * self.tokens_per_step)
+    def pieces(self) -> int:
+        """Pieces of one tile that one warp takes."""
+        return self.tokens // (self.token_groups * self.tokens_per_piece)
+
+    @property
+    def tiles_per_round(self) -> int:
+        """Tiles after which a warp is at the start of a tile, of a step, and of the even registers."""
+        pieces = self.batches // 2 * (2 if self.ahead else 1)
+        return pieces // math.gcd(pieces, self.pieces)
 
 
 @cute.jit
-def _step(now: cute.Tensor, ok0, ok1, q: cute.Tensor, running: cute.Tensor, o: cute.Tensor, scores: cute.Tensor, shape: cutlass.Constexpr):
-    """Fold two tokens per lane group, `now` (8, token, key or value), into the running softmax of each head.
+def _step(now: cute.Tensor, ok, q: cute.Tensor, running: cute.Tensor, o: cute.Tensor, scores: cute.Tensor, shape: cutlass.Constexpr):
+    """Fold the lane groups' tokens `now` (8, batches, key or value) into the running softmax of each head.
 
-    The scores of all heads and both tokens are summed over the lanes of the group together, so each lane is left with one of them: the
-    softmax of one (head, token) is that lane's work, `running` its (m, l), and only the weights go back to all lanes. Heads are rescaled
-    only where a maximum has moved.
+    The scores of all heads and tokens are summed over the lanes of the group together, so each lane is left with one of them: the
+    softmax of one (head, token) is that lane's work, `running` its (m, l), `ok` whether its token counts, and only the weights go back to
+    all lanes. Heads are rescaled only where a maximum has moved.
     """
     hpw = cutlass.const_expr(shape.heads_per_warp)
+    batches = cutlass.const_expr(shape.batches)
     n = cutlass.const_expr(shape.score_slots)
     stride = cutlass.const_expr(shape.lanes // n)
     base = cute.arch.lane_idx() // shape.lanes * shape.lanes
-    for b in cutlass.range_constexpr(2):
-        for h in cutlass.range_constexpr(n // 2):
+    for b in cutlass.range_constexpr(batches):
+        for h in cutlass.range_constexpr(n // batches):
             acc = Float32(0.0)
             if cutlass.const_expr(h < hpw):
                 for j in cutlass.range_constexpr(8):
                     acc += now[j, b, 0].to(Float32) * q[j, h]
-            scores[h * 2 + b] = acc
+            scores[h * batches + b] = acc
     score = warp.totals(scores, n, shape.lanes)
-    ok = ok0
-    if (cute.arch.lane_idx() // stride) % 2 == 1:
-        ok = ok1
     if not ok:
         score = -Float32.inf
-    top = cute.arch.fmax(score, cute.arch.shuffle_sync_bfly(score, stride))  # of the head's two tokens
-    top = cute.arch.fmax(running[0], top)
+    top = cute.arch.fmax(running[0], _over_tokens(score, stride, batches))
     keep = cute.math.exp2(running[0] - top, fastmath=True)
     weight = cute.math.exp2(score - top, fastmath=True)
     running[0] = top
     running[1] = running[1] * keep + weight
     if cute.arch.vote_any_sync(keep < 1.0):
         for h in cutlass.range_constexpr(hpw):
-            scale = cute.arch.shuffle_sync(keep, base + 2 * h * stride)
+            scale = cute.arch.shuffle_sync(keep, base + h * batches * stride)
             for j in cutlass.range_constexpr(8):
                 o[j, h] = o[j, h] * scale
     for h in cutlass.range_constexpr(hpw):
-        p0 = cute.arch.shuffle_sync(weight, base + 2 * h * stride)
-        p1 = cute.arch.shuffle_sync(weight, base + (2 * h + 1) * stride)
-        for j in cutlass.range_constexpr(8):
-            o[j, h] = o[j, h] + p0 * now[j, 0, 1].to(Float32) + p1 * now[j, 1, 1].to(Float32)
+        for b in cutlass.range_constexpr(batches):
+            p = cute.arch.shuffle_sync(weight, base + (h * batches + b) * stride)
+            for j in cutlass.range_constexpr(8):
+                o[j, h] = o[j, h] + p * now[j, b, 1].to(Float32)
+
+
+@cute.jit
+def _over_tokens(score: Float32, stride: cutlass.Constexpr, batches: cutlass.Constexpr) -> Float32:
+    """The highest of a head's scores in a step, on each lane that has one."""
+    for i in cutlass.range_constexpr(batches.bit_length() - 1):
+        score = cute.arch.fmax(score, cute.arch.shuffle_sync_bfly(score, stride << i))
+    return score
 
 
 @cute.jit
@@ -116,34 +131,60 @@ def _per_head(running: cute.Tensor, m: cute.Tensor, l: cute.Tensor, shape: cutla
     stride = cutlass.const_expr(shape.lanes // shape.score_slots)
     base = cute.arch.lane_idx() // shape.lanes * shape.lanes
     for h in cutlass.range_constexpr(shape.heads_per_warp):
-        m[h] = cute.arch.shuffle_sync(running[0], base + 2 * h * stride)
-        first = cute.arch.shuffle_sync(running[1], base + 2 * h * stride)
-        l[h] = first + cute.arch.shuffle_sync(running[1], base + (2 * h + 1) * stride)
+        m[h] = cute.arch.shuffle_sync(running[0], base + h * shape.batches * stride)
+        l[h] = cute.arch.shuffle_sync(running[1], base + h * shape.batches * stride)
+        for b in cutlass.range_constexpr(1, shape.batches):
+            l[h] = l[h] + cute.arch.shuffle_sync(running[1], base + (h * shape.batches + b) * stride)
 
 
 @cute.jit
-def _first_token(step: cutlass.Constexpr, shape: cutlass.Constexpr) -> Int32:
-    """The first of this lane's two tokens of a step, in the tile. Warps past the last token group re-read its tokens for nothing."""
+def _first_token(piece: cutlass.Constexpr, shape: cutlass.Constexpr) -> Int32:
+    """The first of this lane's two tokens of a piece, in the tile. Warps past the last token group re-read its tokens for nothing."""
     group = cta.warp() // shape.head_groups % shape.token_groups
-    return (step * shape.token_groups + group) * shape.tokens_per_step + cta.lane() // shape.lanes
+    return (piece * shape.token_groups + group) * shape.tokens_per_piece + cta.lane() // shape.lanes
 
 
 @cute.jit
-def _fetch(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32, step: cutlass.Constexpr, left: Int32, shape: cutlass.Constexpr,
-           into: cute.Tensor):
-    """Take this lane's 8 dimensions of two tokens, keys and values, into registers (8, token, key or value).
+def _fetch(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32, piece: cutlass.Constexpr, left: Int32, shape: cutlass.Constexpr,
+           into: cute.Tensor, batch: cutlass.Constexpr):
+    """Take this lane's 8 dimensions of a piece's two tokens into the registers `into` (8, batches, key or value), from `batch` on.
 
-    Waits for tile `at` before its first step, releases its stage after the last one's loads. `left` tokens of the tile are valid.
+    Waits for tile `at` before its first piece, releases its stage after the last one's loads. `left` tokens of the tile are valid.
     """
-    if cutlass.const_expr(step == 0):
+    if cutlass.const_expr(piece == 0):
         rings.wait(smem, ring, at)
     keys = rings.slot(smem, ring, at, into.element_type) + cta.lane() % shape.lanes * 8
     for b in cutlass.range_constexpr(2):
-        token = cutlass.min(_first_token(step, shape) + b * (32 // shape.lanes), left - 1)
-        frag.load8(keys + token * shape.dim, into[(None, b, 0)])
-        frag.load8(keys + (shape.tokens + token) * shape.dim, into[(None, b, 1)])
-    if cutlass.const_expr(step == shape.steps - 1):
+        token = cutlass.min(_first_token(piece, shape) + b * (32 // shape.lanes), left - 1)
+        frag.load8(keys + token * shape.dim, into[(None, batch + b, 0)])
+        frag.load8(keys + (shape.tokens + token) * shape.dim, into[(None, batch + b, 1)])
+    if cutlass.const_expr(piece == shape.pieces - 1):
         rings.release(smem, ring, at)
+
+
+@cute.jit
+def _fetch_step(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32, first: Int32, step: cutlass.Constexpr, tiles: Int32,
+                length: Int32, rank: Int32, ranks: cutlass.Constexpr, shape: cutlass.Constexpr, into: cute.Tensor):
+    """`_fetch` the pieces of step `step` of the round that starts with tile `first`; those of tiles past the last stay as they were."""
+    for i in cutlass.range_constexpr(shape.batches // 2):
+        piece = cutlass.const_expr(step * (shape.batches // 2) + i)
+        tile = first + piece // shape.pieces
+        if tile < tiles:
+            left = length - (rank + tile * ranks) * shape.tokens
+            _fetch(smem, ring, at + tile, piece % shape.pieces, left, shape, into, 2 * i)
+
+
+@cute.jit
+def _counts(first: Int32, step: cutlass.Constexpr, length: Int32, rank: Int32, ranks: cutlass.Constexpr, shape: cutlass.Constexpr):
+    """Whether the token whose score this lane will have in a step is below `length`."""
+    batch = cute.arch.lane_idx() % shape.lanes // (shape.lanes // shape.score_slots) % shape.batches
+    spot = Int32(0)
+    for i in cutlass.range_constexpr(shape.batches // 2):
+        piece = cutlass.const_expr(step * (shape.batches // 2) + i)
+        tile = first + piece // shape.pieces
+        if batch // 2 == i:
+            spot = (rank + tile * ranks) * shape.tokens + _first_token(piece % shape.pieces, shape)
+    return spot + batch % 2 * (32 // shape.lanes) < length
 
 
 @cute.jit
@@ -207,37 +248,33 @@ def decode(
     o = cute.make_rmem_tensor((8, hpw), Float32)
     m = cute.make_rmem_tensor(hpw, Float32)
     l = cute.make_rmem_tensor(hpw, Float32)
+    eight = cute.make_rmem_tensor(8, Float32)
     for h in cutlass.range_constexpr(hpw):
         head = cutlass.min(group * hpw + h, Int32(shape.heads - 1))
+        frag.load8(q.iterator + (head * shape.dim + in_token * 8), eight)
         for j in cutlass.range_constexpr(8):
-            qr[j, h] = q[head * shape.dim + in_token * 8 + j] * scale
+            qr[j, h] = eight[j] * scale
             o[j, h] = Float32(0.0)
     running = cute.make_rmem_tensor(2, Float32)
     running[0] = Float32(LOWEST)
     running[1] = Float32(0.0)
     scores = cute.make_rmem_tensor(shape.score_slots, Float32)
-    even = cute.make_rmem_tensor((8, 2, 2), dtype)
-    odd = cute.make_rmem_tensor((8, 2, 2), dtype)
-    odd.fill(0)  # with one tile, a round's second half works on these: masked, but zero times NaN is NaN
-    # tiles per round, so that rounds start with the even registers
-    at_once = cutlass.const_expr(2 if shape.ahead and shape.steps % 2 == 1 else 1)
+    even = cute.make_rmem_tensor((8, shape.batches, 2), dtype)
+    odd = cute.make_rmem_tensor((8, shape.batches, 2), dtype)
+    even.fill(0)  # what is not fetched is masked, but zero times NaN is NaN
+    odd.fill(0)
+    steps = cutlass.const_expr(shape.tiles_per_round * shape.pieces // (shape.batches // 2))
     if cutlass.const_expr(shape.ahead):
-        if tiles > 0:
-            _fetch(smem, ring, at, 0, length - rank * shape.tokens, shape, even)
-    for t in cutlass.range(0, tiles, at_once, unroll=1):
-        for n in cutlass.range_constexpr(at_once * shape.steps):
+        _fetch_step(smem, ring, at, Int32(0), 0, tiles, length, rank, ranks, shape, even)
+    for t in cutlass.range(0, tiles, shape.tiles_per_round, unroll=1):
+        for n in cutlass.range_constexpr(steps):
             now, then = (even, odd) if n % 2 == 0 or not shape.ahead else (odd, even)
-            tile = t + n // shape.steps
-            left = length - (rank + tile * ranks) * shape.tokens  # zero or less in a tile past the last: all of it is masked
             if cutlass.const_expr(shape.ahead):
-                following = t + (n + 1) // shape.steps
-                if following < tiles:
-                    rest = length - (rank + following * ranks) * shape.tokens
-                    _fetch(smem, ring, at + following, (n + 1) % shape.steps, rest, shape, then)
+                _fetch_step(smem, ring, at, t, n + 1, tiles, length, rank, ranks, shape, then)
             else:
-                _fetch(smem, ring, at + tile, n, left, shape, now)
-            first = _first_token(n % shape.steps, shape)
-            _step(now, first < left, first + 32 // shape.lanes < left, qr, running, o, scores, shape)
+                _fetch_step(smem, ring, at, t, n, tiles, length, rank, ranks, shape, now)
+            if t + n * (shape.batches // 2) // shape.pieces < tiles:
+                _step(now, _counts(t, n, length, rank, ranks, shape), qr, running, o, scores, shape)
     _per_head(running, m, l, shape)
     mine = (rank == ranks - 1) & (part == 0) & (lane < shape.lanes)
     _fold_new(k_new, v_new, dtype, mine, qr, m, l, o, shape)
@@ -245,8 +282,8 @@ def decode(
     for h in cutlass.range_constexpr(hpw):
         head = group * hpw + h
         if (part < shape.token_groups) & (head < shape.heads) & (lane < shape.lanes):
-            for j in cutlass.range_constexpr(8):
-                part_o[part, head, in_token * 8 + j] = o[j, h]
+            spot = part_o.iterator + ((part * shape.heads + head) * shape.dim + in_token * 8)
+            cute.autovec_copy(o[(None, h)], cute.make_tensor(spot.align(16), cute.make_layout(8)))
             if lane == 0:
                 part_ml[part, head, 0] = m[h]
                 part_ml[part, head, 1] = l[h]
@@ -280,53 +317,3 @@ def combine_warps(
         if d == 0:
             stats[head0 + h, 0] = top
             stats[head0 + h, 1] = total
-
-
-@cute.jit
-def store_terms(
-    outs: cute.Tensor, stats: cute.Tensor, src: cute.Tensor, src_stats: cute.Tensor, heads: cutlass.Constexpr, block: cutlass.Constexpr,
-    dim: cutlass.Constexpr, all_heads: cutlass.Constexpr, split: Int32, head0: Int32, rank: Int32, threads: cutlass.Constexpr,
-):
-    """Write this rank's slice of `heads` softmax terms, from head `head0`, to global memory; rank 0 writes the statistics.
-
-    `outs` f32 (splits, all_heads, dim) and `stats` f32 (splits, all_heads, 2), flattened; the slice is dimensions
-    [rank * block, (rank + 1) * block) of each head. Follow with `grid.barrier`, then `load_terms`.
-    """
-    for i in cutlass.range(cta.thread(), heads * block, threads, unroll=1):
-        outs[((split * all_heads + head0) + i // block) * dim + rank * block + i % block] = src[i]
-    if (rank == 0) & (cta.thread() < heads):
-        at = (split * all_heads + head0 + cta.thread()) * 2
-        stats[at] = src_stats[cta.thread(), 0]
-        stats[at + 1] = src_stats[cta.thread(), 1]
-
-
-@cute.jit
-def load_terms(
-    outs: cute.Tensor, stats: cute.Tensor, splits: cutlass.Constexpr, heads: cutlass.Constexpr, dim: cutlass.Constexpr,
-    shape: cutlass.Constexpr,
-) -> cute.TensorSSA:
-    """The fragment of all heads' attention outputs, `heads * dim` f32: the terms of `splits` clusters combined in order, normalised.
-
-    `outs` and `stats` as `store_terms` left them, after a grid barrier.
-    """
-    raw = cute.make_rmem_tensor((8, splits), Float32)
-    out = cute.make_rmem_tensor((8, shape.chunks_per_lane), Float32)
-    out.fill(0.0)
-    for i in cutlass.range_constexpr(shape.chunks_per_lane):
-        c = frag.chunk(shape, i)
-        if c < shape.chunks:
-            h = (frag.start(shape, i) + c * 8) // dim
-            top = Float32(LOWEST)
-            for s in cutlass.range_constexpr(splits):
-                frag.load8(outs.iterator + (s * heads * dim + frag.start(shape, i) + c * 8), raw[(None, s)])
-                top = cute.arch.fmax(top, stats[(s * heads + h) * 2])
-            total = Float32(0.0)
-            for s in cutlass.range_constexpr(splits):
-                keep = cute.math.exp2(stats[(s * heads + h) * 2] - top, fastmath=True)
-                total += keep * stats[(s * heads + h) * 2 + 1]
-                for j in cutlass.range_constexpr(8):
-                    out[j, i] = out[j, i] + keep * raw[j, s]
-            inverse = 1.0 / total
-            for j in cutlass.range_constexpr(8):
-                out[j, i] = out[j, i] * inverse
-    return out.load()

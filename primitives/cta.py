@@ -55,6 +55,9 @@ def consumer_sync(warps: int) -> None:
     What a consumer thread wrote to shared memory before, all consumer threads see after. Every consumer thread must call it, as often as
     the others; it may be called any number of times.
     """
+    if warps == 1:
+        cute.arch.sync_warp()
+        return
     cute.arch.barrier(barrier_id=CONSUMER_BARRIER, number_of_threads=32 * warps)
 
 

@@ -25,27 +25,40 @@ def phase(sync: cute.Tensor) -> Int32:
 def barrier(sync: cute.Tensor, before: Int32, ctas: cutlass.Constexpr, warps: cutlass.Constexpr) -> Int32:
     """Every consumer thread of every CTA: what any wrote to global memory before, all see after. Needs all CTAs resident.
 
-    `sync` is i32 global memory, zero before its first use: word 0 the counter, word 1 the status flags. CTA 0 adds 2^31 - (ctas - 1) and
-    each other CTA 1, so the top bit flips exactly when the last has come, whatever was counted before: no reset, no overflow.
-    The top-bit trick is that of CUDA's cooperative groups (grid.sync). `before` is what `phase` or the last `barrier` returned: knowing it,
+    `sync` is i32 global memory, zero before its first use: word 0 the counter, word 1 the status flags. `before` is what `phase` or the
+    last `barrier` returned. See `meet`.
+    """
+    bidx, _, _ = cute.arch.block_idx()
+    return meet(sync.iterator, sync.iterator + 1, before, ctas, bidx == 0, warps)
+
+
+@cute.jit
+def meet(
+    word: cute.Pointer, status: cute.Pointer, before: Int32, members: cutlass.Constexpr, first: Boolean, warps: cutlass.Constexpr
+) -> Int32:
+    """Every consumer thread of `members` CTAs, one of which is the `first`: what any wrote to global memory before, all see after.
+
+    `word` is the members' counter in global memory, zero before its first use. The first adds 2^31 - (members - 1) and each other CTA 1,
+    so the top bit flips exactly when the last has come, whatever was counted before: no reset, no overflow. The top-bit trick is that of
+    CUDA's cooperative groups (grid.sync). `before` is the word at the start of the launch, or what the last `meet` returned: knowing it,
     arriving is one release add without an answer, and one thread polls with acquire loads. A CTA that polls SPIN_LIMIT times gives up and
-    sets BARRIER_TIMED_OUT; then `sync` must be zeroed before it is used again. Two consumer barriers inside.
+    sets BARRIER_TIMED_OUT in `status`; then `word` must be zeroed before it is used again. All members must be resident, as those of a
+    cluster are. Two consumer barriers inside.
     """
     cta.consumer_sync(warps)
     if cta.thread() == 0:
-        bidx, _, _ = cute.arch.block_idx()
         step = Int32(1)
-        if bidx == 0:
-            step = Int32(((2**31 - (ctas - 1)) ^ 2**31) - 2**31)  # 2^31 - (ctas - 1) as a signed word
-        cute.arch.red(sync.iterator, step, op="add", dtype=Int32, sem="release", scope="gpu")
+        if first:
+            step = Int32(((2**31 - (members - 1)) ^ 2**31) - 2**31)  # 2^31 - (members - 1) as a signed word
+        cute.arch.red(word, step, op="add", dtype=Int32, sem="release", scope="gpu")
         waiting = Boolean(True)
         spins = Int32(0)
         while waiting & (spins < SPIN_LIMIT):
-            now = cute.arch.load(sync.iterator, Int32, sem="acquire", scope="gpu")
+            now = cute.arch.load(word, Int32, sem="acquire", scope="gpu")
             waiting = (now ^ before) >= 0
             spins += 1
         if waiting:
-            cute.arch.atomic_or(sync.iterator + 1, Int32(BARRIER_TIMED_OUT), sem="relaxed", scope="gpu")
+            cute.arch.atomic_or(status, Int32(BARRIER_TIMED_OUT), sem="relaxed", scope="gpu")
     cta.consumer_sync(warps)
     return before ^ Int32(-(2**31))
 

@@ -180,6 +180,21 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: call the kernel (or kernel.prepare()) once before the capture.",
     ),
     (
+        errors.NotTraced(kernel="rms_norm_1234"),
+        "the kernel rms_norm_1234 was compiled without trace, so it does not note when its steps ran.\n"
+        "  remedy: compile it with trace=True.",
+    ),
+    (
+        errors.RecordingFull(kernel="rms_norm_1234", room=2),
+        "the recording has room for 2 launches of rms_norm_1234, and this is one more.\n"
+        "  remedy: open it with more: recording(kernels, launches=...).",
+    ),
+    (
+        errors.MarksMissing(launch=1, cta=3, lane="producer"),
+        "launch 1 of the recording has no times of CTA 3's producer: it has not run to its end.\n"
+        "  remedy: read the recording after its launches, and replay the CUDA graph if they were captured in one.",
+    ),
+    (
         errors.DisassemblerMissing(found="none on the PATH"),
         "SASS needs nvdisasm, found none on the PATH.\n  remedy: pip install -U nvidia-cuda-nvdisasm.",
     ),

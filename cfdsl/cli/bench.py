@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,21 +24,23 @@ from cfdsl.cli.units import size
 
 
 class BenchCommand(typer.core.TyperCommand):
-    """`bench FUSION ...`; `bench decode ...` is a command with other options, parsed where it is named first."""
+    """`bench FUSION ...`; what is measured otherwise is a command with other options, parsed where it is named first."""
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
         """The context of the one or the other."""
-        if args[:1] == ["decode"]:
-            return decode_command().make_context(f"{info_name} decode", args[1:], *rest, **extra)
+        if args[:1] and args[0] in OTHERS:
+            return other_command(args[0]).make_context(f"{info_name} {args[0]}", args[1:], *rest, **extra)
         return super().make_context(info_name, args, *rest, **extra)
 
 
-def decode_command() -> Any:
-    """`bench decode` as a command of its own."""
-    from cfdsl.cli.bench_decode import bench_decode
+# `bench NAME`: the module whose function `bench_NAME` it is
+OTHERS = {"collectives": "cfdsl.cli.bench_collectives", "decode": "cfdsl.cli.bench_decode"}
 
+
+def other_command(name: str) -> Any:
+    """`bench collectives` or `bench decode` as a command of its own."""
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    app.command("decode")(bench_decode)
+    app.command(name)(getattr(import_module(OTHERS[name]), f"bench_{name}"))
     return typer.main.get_command(app)
 
 
@@ -54,10 +57,15 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the times into this file (.png, .svg, .pdf).", show_default=False)
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", help="Write when each stage ran here, for Perfetto (at the longest KV length).", show_default=False),
+    ] = None,
 ) -> None:
     """Measure a kernel on the GPU at hand, L2-cold and under CUDA graphs, beside torch.
 
-    `bench decode` measures whole decode steps of a model instead, and has options of its own: `bench decode --help`.
+    `bench collectives` measures exchanges instead, and `bench decode` whole decode steps of a model; they have options of their own:
+    `bench collectives --help`, `bench decode --help`.
     """
     from cfdsl.cli.gpu import gpu_part
 
@@ -76,6 +84,10 @@ def bench(
         from cfdsl.cli.plot import plot_times
 
         plot_times(record, plot)
+    if trace is not None:
+        from cfdsl.cli.traced import trace_bench
+
+        trace_bench(request, max(kv_lens), trace, console(stderr=quiet))
 
 
 def parse_lengths(text: str, option: str = "--kv-len") -> list[int]:

@@ -111,7 +111,7 @@ class Builder:
 
     def buffer(self, base: str, shape: tuple[int, ...], dtype: str = "f32", peer_written: bool = False) -> str:
         name = self.fresh(base)
-        self.buffers[name] = BufferSpec(name, shape, dtype, peer_written, first=0 if peer_written else 1 << 30)
+        self.buffers[name] = BufferSpec(name, shape, dtype, peer_written, first=self.met if peer_written else 1 << 30)
         return name
 
     def variable(self, base: str) -> str:
@@ -148,6 +148,11 @@ class Builder:
     def sync(self) -> None:
         self.steps.append(Step("sync", "barrier among the consumer warps"))
         self.synced()
+
+    @property
+    def met(self) -> int:
+        """The step from which on no peer pushes what belongs to earlier steps: the one after the last grid barrier, else the first."""
+        return max((at + 1 for at, step in enumerate(self.steps) if step.op == "grid_barrier"), default=0)
 
     def synced(self) -> None:
         """The step just appended has a barrier among the consumer warps in it."""

@@ -9,8 +9,8 @@ from cfdsl.compiler.check_multicast import multicast_bytes
 from cfdsl.compiler.plan import Barrier, KernelPlan, Step
 from cfdsl.errors import CfdslError, PlanError
 
-PUSHES = ("gather_push", "reduce_push", "scatter_push", "lse_push", "scalar_push", "multicast")
-VECTOR_PUSHES = ("gather_push", "reduce_push", "scatter_push")
+PUSHES = ("gather_push", "reduce_push", "scatter_push", "lse_push", "scalar_push", "multicast", "terms_push")
+VECTOR_PUSHES = ("gather_push", "reduce_push", "scatter_push", "terms_push")
 WORDS_PER_PUSH = 4
 Found = Iterator[CfdslError]
 
@@ -72,14 +72,18 @@ def rendezvous(plan: KernelPlan) -> Found:
 
 
 def landing_places(plan: KernelPlan) -> Found:
-    """What peers write into is reserved from the start until it has been waited for, large enough, and named by the wait."""
+    """What peers write into is reserved until it has been waited for, large enough, and named by the wait.
+
+    Reserved from the start, or from a grid barrier before the push: nobody pushes before all CTAs are done with what was there.
+    """
     buffers = {buffer.name: buffer for buffer in plan.buffers}
     fills = {step.params["mbar"]: step.params["fills"] for step in plan.steps if step.op == "wait"}
-    for step in plan.steps:
+    for i, step in enumerate(plan.steps):
         if step.op not in PUSHES:
             continue
         buffer, need = buffers[step.params.get("dst") or step.params["box"]], pushed_bytes(step, plan.mesh.ranks)
-        if not buffer.peer_written or buffer.first != 0:
+        met = 0 < buffer.first <= i and plan.steps[buffer.first - 1].op == "grid_barrier"
+        if not buffer.peer_written or not (buffer.first == 0 or met):
             reserved = f"but is reserved from step {buffer.first}" if buffer.first else "but is not marked so"
             yield PlanError(what=f"{buffer.name} is written by peers at any time", sum=reserved, src=step.src)
         if buffer.bytes < need:

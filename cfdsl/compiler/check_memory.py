@@ -87,6 +87,9 @@ def _accesses(step: Step) -> Iterator[tuple[str, Affine, _Span]]:
         heads, block, dim, row = p["heads"], p["block"], p["dim"], p["all_heads"]
         yield p["outs"], p["head0"].times(dim) + Affine.of(split=row * dim, rank=block), _Span(heads * block, block, dim)
         yield p["stats"], p["head0"].times(2) + Affine.of(split=row * 2), _Span(heads * 2)
+    if step.op == "terms_push":
+        yield p["outs"], Affine(), _Span(p["splits"] * p["heads"] * p["dim"])
+        yield p["stats"], Affine(), _Span(p["splits"] * p["heads"] * 2)
     if step.op == "store_vector":
         yield p["dst"], p["offset"], _Span(n, p["block"], p["stride"])
     if step.op == "store_fragment":
@@ -142,7 +145,7 @@ def workspaces(plan: KernelPlan) -> Found:
                 yield PlanError(what=f"{name} is read without a grid barrier", sum=total, src=step.src)
         if step.op == "atomic_add":
             summed[step.params["workspace"]] = step
-        if step.op not in ("fetch", "store_index"):
+        if step.op not in ("fetch", "terms_push", "store_index"):
             pending |= dict.fromkeys(ours.intersection(str(step.params.get(key)) for key in ("workspace", "dst", "outs", "stats")), i)
         for name in step.params.get("clears", ()):
             summed.pop(name, None)
@@ -155,7 +158,11 @@ def workspaces(plan: KernelPlan) -> Found:
 def _reads(step: Step) -> tuple[str, ...]:
     """Everything that a step reads by name, variables and shared memory too."""
     tree: Expr | None = step.params.get("tree")
-    fetched = (step.params["workspace"],) if step.op == "fetch" else (step.params["pairs"],) if step.op == "store_index" else ()
+    fetched = (step.params["workspace"],) if step.op == "fetch" else ()
+    if step.op == "terms_push":
+        fetched = (step.params["outs"], step.params["stats"])
+    if step.op == "store_index":
+        fetched = (step.params["pairs"],)
     return (*fetched, *(leaf.name for leaf in tree.walk())) if tree is not None else fetched
 
 

@@ -23,6 +23,7 @@ class Config:
     multicast       inputs shared by all ranks come by TMA multicast: each rank loads 1/N and sends it to all
     evict_first     L2 evict-first on weights, which are read once
     stamp_cluster   write the cluster size on the kernel, so that ptxas drops the run-time tests around cluster barriers
+    trace           note when each CTA finished each step, for `Kernel.trace`; costs some time, and nothing where it is off
     """
 
     clusters: int
@@ -37,6 +38,7 @@ class Config:
     stamp_cluster: bool = True
     splits: int = 1
     window: int = 6
+    trace: bool = False
 
     @property
     def groups(self) -> int:

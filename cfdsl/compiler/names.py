@@ -7,7 +7,7 @@ import re
 
 MODULES = (
     "argmax", "attention", "cluster_gather", "cluster_reduce", "cta", "exchange", "frag", "gemv", "grid", "kv", "multicast", "pointwise",
-    "rmsnorm", "rope", "stream",
+    "rmsnorm", "rope", "stream", "terms", "trace",
 )  # fmt: skip
 _LOCALS = (
     "at", "bid", "cluster", "cuda", "cute", "cutlass", "dict", "flat", "group", "holder", "i", "kernel", "kv_head", "launch", "phase",

@@ -24,6 +24,10 @@ class Timing:
     grid_barrier_us: float = 1.09  # measured: 132 CTAs, red.release + ld.acquire polling
     st_async_cycles: int = 240  # measured: st.async to a peer until its transaction barrier flips, one way
     push_bytes_per_clk: float = 16.0  # measured: 16 to 19 per SM, st.async to peers
+    bulk_bytes_per_clk: float = 8.5  # measured: 8 to 9 per SM, bulk copies to peers
+    bulk_cycles: int = 480  # not measured: taken as twice st.async's way, for the fence, the engine's start and its reading
+    round_cycles: int = 80  # not measured: of an exchange's round, what is not the way: barrier, first loads, seeing the barrier flip
+    fold_bytes_per_clk: float = 64.0  # not measured: half of what shared memory delivers
     # Fitted to 64 CTAs, one per SM, with 128 KB or more in flight each: 3.05 of an H100's 3.15 TB/s, and 3.87 of an H200's 4.56.
     sm_bytes_per_clk: float = 37.0
     port_bytes_per_clk: float = 64.0  # width of an SM's L2 port: what one SM takes in while the others leave the memory alone

@@ -25,7 +25,7 @@ def plan_text(plan: KernelPlan) -> str:
         lines.append(f"  {b.name + many:16} {b.kind:9} at {b.offset:6}: {b.arrivals} arrivals, {b.tx_bytes} B")
     lines += ["", "buffers (steps first..last)"]
     for f in plan.buffers:
-        first = "start" if f.peer_written else str(f.first)
+        first = "start" if f.peer_written and not f.first else str(f.first)
         size = f"{'x'.join(map(str, f.shape))} {f.dtype}"
         lines.append(f"  {f.name:16} {size:16} at {f.offset:6}, {f.bytes:6} B, {first}..{f.last}{', peers write' * f.peer_written}")
     lines += ["", "exchanges"]

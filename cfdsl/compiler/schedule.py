@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cfdsl.compiler.builder import BufferSpec, Builder
 from cfdsl.compiler.config import Config
+from cfdsl.compiler.emit.marks import TRACE_ARG, TRACE_WORDS
+from cfdsl.compiler.emit.module import marks
 from cfdsl.compiler.lowering import lower_node
 from cfdsl.compiler.lowering.attention import early_scalars
 from cfdsl.compiler.lowering.linear import leaf
@@ -12,7 +16,7 @@ from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
 from cfdsl.compiler.lowering.stores import share_of, store
 from cfdsl.compiler.plan import Arg, Barrier, Buffer, KernelPlan, Ring, Step
 from cfdsl.compiler.signature import signature
-from cfdsl.dsl.graph import ITEMSIZE, Graph, Node
+from cfdsl.dsl.graph import ITEMSIZE, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Shard
 from cfdsl.errors import DuplicateName
@@ -38,12 +42,20 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
         gather_shared(b)
     ring = Ring(config.stages, config.stage_bytes, window=config.window) if b.streams else None
     buffers, barriers, total = _allocate(b, ring)
-    return KernelPlan(
+    plan = KernelPlan(
         name=placed.graph.name, model=model, dtype=placed.graph.dtype, mesh=placed.mesh, config=config, args=_args(b),
         ring=ring, streams=tuple(b.streams), buffers=buffers, barriers=barriers, steps=tuple(b.steps),
         exchanges=tuple(b.exchanges), smem_bytes=total, needs_residency=any(step.op == "grid_barrier" for step in b.steps),
         shares=tuple(b.shares.values()),
     )  # fmt: skip
+    return _traced(plan, b) if config.trace else plan
+
+
+def _traced(plan: KernelPlan, b: Builder) -> KernelPlan:
+    """The plan with room for the marks of every CTA."""
+    _check_own(b, TRACE_ARG)
+    shape = (plan.mesh.ctas, len(marks(plan)), TRACE_WORDS)
+    return replace(plan, args=(*plan.args, Arg(TRACE_ARG, shape, "i32", "workspace", mutated=True)))
 
 
 def _shares(b: Builder) -> None:
@@ -72,12 +84,15 @@ def _from_arguments(b: Builder, node: Node) -> bool:
 
 def _args(b: Builder) -> tuple[Arg, ...]:
     """Launch arguments: the signature, then workspaces."""
-    graph: Graph = b.placed.graph
-    leaves = [node for node in graph.nodes if node.op in ("input", "weight")]
-    if SYNC_WORKSPACE.name in b.taken:
-        src = next((node.src for node in leaves if node.attr("name") == SYNC_WORKSPACE.name), None)
-        raise DuplicateName(name=SYNC_WORKSPACE.name, first="the kernel's own workspace", second="an argument", src=src)
-    return (*signature(graph), SYNC_WORKSPACE, *b.workspaces.values())
+    _check_own(b, SYNC_WORKSPACE.name)
+    return (*signature(b.placed.graph), SYNC_WORKSPACE, *b.workspaces.values())
+
+
+def _check_own(b: Builder, name: str) -> None:
+    """DuplicateName if the spec gave an argument the name of a workspace that the kernel always has."""
+    if name in b.taken:
+        src = next((node.src for node in b.placed.graph.nodes if node.op in ("input", "weight") and node.attr("name") == name), None)
+        raise DuplicateName(name=name, first="the kernel's own workspace", second="an argument", src=src)
 
 
 def _allocate(b: Builder, ring: Ring | None) -> tuple[tuple[Buffer, ...], tuple[Barrier, ...], int]:

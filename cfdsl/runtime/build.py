@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.parts import Part, part_named
@@ -18,6 +18,8 @@ from cfdsl.runtime.cache import Entry, KernelCache
 from cfdsl.runtime.kernel import Kernel
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Config))
+
+K = TypeVar("K", bound=Kernel)
 
 _kernels: dict[str, Kernel] = {}
 _lock = threading.Lock()
@@ -68,16 +70,18 @@ def compile(
     return kernel
 
 
-def from_lowered(lowered: Lowered) -> Kernel:
-    """The kernel of a lowered fusion: the one made before in this process, else from the disk cache, else compiled now."""
+def from_lowered(lowered: Lowered, kind: type[K] = Kernel) -> K:  # type: ignore[assignment]
+    """The kernel of a lowered fusion, a `kind`: the one made before in this process, else from the disk cache, else compiled now."""
     key = toolchain.cache_key(lowered.source, lowered.plan, lowered.part.arch)
     with _lock:
         if key not in _kernels:
-            _kernels[key] = _make(lowered, key)
-        return _kernels[key]
+            _kernels[key] = _make(lowered, key, kind)
+        kernel: Kernel = _kernels[key]
+        assert isinstance(kernel, kind)
+        return kernel
 
 
-def _make(lowered: Lowered, key: str) -> Kernel:
+def _make(lowered: Lowered, key: str, kind: type[K]) -> K:
     if device.capturing():
         raise ColdCompileInCapture(kernel=lowered.plan.name)
     cache = KernelCache()
@@ -90,7 +94,7 @@ def _make(lowered: Lowered, key: str) -> Kernel:
             if entry is None:
                 cold = True
                 entry = _compile(cache, lowered, key)
-    return Kernel(lowered, entry, source, key, cold=cold)
+    return kind(lowered, entry, source, key, cold=cold)
 
 
 def _compile(cache: KernelCache, lowered: Lowered, key: str) -> Entry:

@@ -56,7 +56,7 @@ def shipped() -> Iterator[tuple[str, KernelPlan]]:
         for model, clusters, ranks in ((LLAMA, 32, 4), (LLAMA, 32, 1), (LLAMA, 8, 8), ("llama-3.1-8b", 8, 8), ("llama-3.1-8b", 32, 4),
                                        ("smollm2-135m", 9, 4)):  # fmt: skip
             yield f"{model} {clusters}x{ranks} {flow['qkv']} {flow['out']}", block(model, clusters, ranks, **flow)
-    for clusters, splits in ((8, 1), (16, 2)):
+    for clusters, splits in ((8, 1), (16, 2), (24, 3)):
         yield f"llama-3.1-8b {clusters}x4 grid, {splits} splits", block("llama-3.1-8b", clusters, 4, "grid", splits=splits, stages=3)
     for model, ranks, fields in ((LLAMA, 1, {}), ("llama-3.1-8b", 2, {}), ("smollm2-135m", 4, {}), (LLAMA, 8, {"stage_bytes": 4096})):
         yield f"ffn_block {model} x{ranks} {fields or ''}", ffn(model, 120 // ranks, ranks, **fields)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import plans
 import pytest
-from plans import block, norm, with_barrier, with_buffer, with_exchange, with_params, with_step, without
+from plans import block, norm, step_of, steps_of, with_barrier, with_buffer, with_exchange, with_params, with_step, without
 
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.check import CHECKS, check
@@ -52,6 +52,8 @@ def test_every_push_is_needed(name: str) -> None:
 
 # ---- one planted bug for each check: (what is done to a good plan, which check sees it, what it says)
 
+SPREAD = block("llama-3.1-8b", 24, 4, splits=3, qkv="grid")
+PUSHED = next(buffer for buffer in SPREAD.buffers if buffer.name == SPREAD.steps[step_of(SPREAD, "terms_push")].params["dst"])
 SPLIT = block(clusters=64, cluster_size=2, splits=2, qkv="grid")
 GOOD = block(stages=6)  # llama-2-7b, 32 x 4; its steps and buffers are pinned in test_schedule.py
 PAPER = block(qkv="split_k", out="atomic")
@@ -184,6 +186,22 @@ BUGS: dict[str, tuple[KernelPlan, str, str]] = {
     "softmax terms read past the end": (
         with_params(SPLIT, 38, tree=replace(SPLIT.steps[38].params["tree"], terms=(3, 32, 128))), "vectors",
         "ws_terms is used past its end in fragment: elements 0 to 12288 of 8192",
+    ),
+    "pushed terms read past the end": (
+        with_params(SPREAD, step_of(SPREAD, "terms_push"), dim=192), "vectors",
+        "ws_terms is used past its end in terms_push: elements 0 to 18432 of 12288",
+    ),
+    "terms pushed where others may still read": (
+        with_buffer(SPREAD, PUSHED.name, first=PUSHED.first + 1), "landing_places",
+        f"{PUSHED.name} is written by peers at any time: but is reserved from step {PUSHED.first + 1}",
+    ),
+    "terms pushed where something lives": (
+        with_buffer(SPREAD, "my_rows", offset=PUSHED.offset), "lifetimes",
+        "attended2 and my_rows share bytes while both are live: [65616, 82000) and [65616, 65792)",
+    ),
+    "terms read without a grid barrier": (
+        without(SPREAD, steps_of(SPREAD, "grid_barrier")[-1]), "workspaces",
+        "ws_terms is read without a grid barrier: written in step 36, read in 37",
     ),
     "atomics past the end": (
         with_params(PAPER, 43, offset=Affine.of(rank=1025)),

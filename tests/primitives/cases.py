@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 
 from case import Case
-from cluster_cases import BROADCASTS, CLUSTER_CASES, GRID, GRID_CASE, PUSHES, SPLIT, grid_exchange
+from cluster_cases import BROADCASTS, CLUSTER_CASES, GRID, GRID_CASE, PUSHES, SPLIT, SPREAD, grid_exchange
+from loop_cases import LOOPS, looped
 from ring_cases import ATTEND_CASES, ATTEND_DEEP, ATTEND_SHALLOW, DEEP, PRODUCT_CASES, SHALLOW, Matrix, product
 from vector_cases import VECTOR_CASES
 
 __all__ = [
-    "ATTEND_CASES", "ATTEND_DEEP", "ATTEND_SHALLOW", "BROADCASTS", "CLUSTER_CASES", "DEEP", "GRID", "GRID_CASE", "PRODUCT_CASES",
-    "PUSHES", "SHALLOW", "SPLIT", "VECTOR_CASES", "Case", "Matrix", "by_name", "grid_exchange", "product",
+    "ATTEND_CASES", "ATTEND_DEEP", "ATTEND_SHALLOW", "BROADCASTS", "CLUSTER_CASES", "DEEP", "GRID", "GRID_CASE", "LOOPS",
+    "PRODUCT_CASES", "PUSHES", "SHALLOW", "SPLIT", "SPREAD", "VECTOR_CASES", "Case", "Matrix", "by_name", "grid_exchange", "looped",
+    "product",
 ]  # fmt: skip
 
-ALL_CASES = (*VECTOR_CASES, *PRODUCT_CASES, *ATTEND_CASES, *CLUSTER_CASES, GRID_CASE)
+ALL_CASES = (*VECTOR_CASES, *PRODUCT_CASES, *ATTEND_CASES, *CLUSTER_CASES, GRID_CASE, *LOOPS)
 
 
 @functools.cache

@@ -91,8 +91,8 @@ def grid_exchange(counted: int = GRID) -> Case:
     )  # fmt: skip
 
 
-def split_softmax(ranks: int, splits: int) -> Case:
-    """The case of softmax terms that several clusters of `ranks` share by way of global memory."""
+def split_softmax(ranks: int, splits: int, pushed: bool = False) -> Case:
+    """The case of softmax terms that clusters of `ranks` share by way of global memory; `pushed`: and that ranks combine in parts."""
     groups, heads, dim = cluster_kernels.SPLIT_GROUPS, cluster_kernels.SPLIT_HEADS, cluster_kernels.SPLIT_DIM
     ctas, size = groups * splits * ranks, heads * dim
 
@@ -116,14 +116,16 @@ def split_softmax(ranks: int, splits: int) -> Case:
 
     whole = groups * size
     return Case(
-        f"split softmax, {splits} clusters of {ranks}", cluster_kernels.split_softmax, (("f32", (ctas, size + 2 * heads)),),
+        f"split softmax, {splits} clusters of {ranks}{', pushed' * pushed}", cluster_kernels.split_softmax,
+        (("f32", (ctas, size + 2 * heads)),),
         {"sync": ("i32", (8,)), "ws_o": ("f32", (splits * whole,)), "ws_ml": ("f32", (splits * groups * heads * 2,)),
-         "out": ("f32", (ctas * whole,))}, check, (ranks, splits), make, grid=ctas, cluster=ranks,
+         "out": ("f32", (ctas * whole,))}, check, (ranks, splits, pushed), make, grid=ctas, cluster=ranks,
     )  # fmt: skip
 
 
 RANKS = (1, 2, 4, 8, 16)
 SPLIT = split_softmax(2, 3)
+SPREAD = split_softmax(2, 3, pushed=True)
 PUSHES = Case("pushes", cluster_kernels.pushes, (("f32", (8, 7)),), {"out": ("f32", (8, 7))}, _check_pushes, (4,), grid=8, cluster=4)
 BROADCASTS = tuple(_broadcast(*how) for how in (("f32", 1024, 1), ("f32", 8, 4), ("bf16", 1168, 8), ("bf16", 4096, 16)))
 CLUSTER_CASES = (
@@ -132,5 +134,8 @@ CLUSTER_CASES = (
     *BROADCASTS,
     SPLIT,
     split_softmax(1, 1),
+    SPREAD,
+    split_softmax(4, 5, pushed=True),
+    split_softmax(8, 2, pushed=True),
 )
 GRID_CASE = grid_exchange()

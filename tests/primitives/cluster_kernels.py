@@ -9,7 +9,7 @@ from cutlass import Float32, Int32
 from harness import THREADS, WARPS
 from ring_kernels import places
 
-from primitives import attention, cluster_gather, cluster_reduce, cta, exchange, frag, grid, multicast, stream
+from primitives import cluster_gather, cluster_reduce, cta, exchange, frag, grid, multicast, stream, terms
 
 PUSHED = 7  # f32 that one push4, one push2 and one push1 carry
 
@@ -175,9 +175,11 @@ SPLIT_HEADS, SPLIT_DIM, SPLIT_GROUPS = 3, 64, 2  # heads of one cluster, their s
 @cute.kernel
 def split_softmax(
     late: cute.Tensor, x: cute.Tensor, sync: cute.Tensor, ws_o: cute.Tensor, ws_ml: cute.Tensor, out: cute.Tensor,
-    ranks: cutlass.Constexpr, splits: cutlass.Constexpr,
+    ranks: cutlass.Constexpr, splits: cutlass.Constexpr, pushed: cutlass.Constexpr,
 ):
     """Softmax terms of SPLIT_GROUPS x `splits` clusters: merged over ranks, stored, loaded after a grid barrier and combined.
+
+    `pushed`: each rank combines a part of them and pushes it to its peers, to where its input lay.
 
     x (CTAs, heads * dim + 2 * heads): each rank's outputs, then (m, l). out (CTAs, groups * heads * dim): what each CTA made of all.
     """
@@ -186,7 +188,7 @@ def split_softmax(
     block = cutlass.const_expr(dim // ranks)
     shape = cutlass.const_expr(stream.Rows(cols=SPLIT_GROUPS * n, ld=SPLIT_GROUPS * n, rows=8, warps_per_row=8))
     at_src, at_box, at_stats, at_dst, at_merged, nbytes = cutlass.const_expr(
-        places(16, n + 2 * heads, heads * block * ranks, 2 * heads * ranks, heads * block, 2 * heads)
+        places(16, SPLIT_GROUPS * n, heads * block * ranks, 2 * heads * ranks, heads * block, 2 * heads)
     )
     smem = cta.arena(nbytes)
     harness.enter(smem, nbytes, THREADS)
@@ -198,6 +200,8 @@ def split_softmax(
     if cta.thread() == 0:
         exchange.init(mbar, received)
         exchange.arm(mbar, received)
+        exchange.init(mbar + 1, SPLIT_GROUPS * n * 4)
+        exchange.arm(mbar + 1, SPLIT_GROUPS * n * 4)
     harness.meet(late)
     src = cta.view(smem, at_src, Float32, n + 2 * heads)
     sent = cute.make_tensor(src.iterator + n, cute.make_layout((heads, 2), stride=(2, 1)))
@@ -213,10 +217,16 @@ def split_softmax(
     exchange.wait(mbar)
     cluster_reduce.merge_lse(rows, stats, dst, merged, heads, block, ranks, THREADS)
     cta.consumer_sync(WARPS)
-    attention.store_terms(
+    terms.store(
         ws_o, ws_ml, dst, merged, heads, block, dim, SPLIT_GROUPS * heads, cluster % splits, cluster // splits * heads, rank, THREADS
     )
     grid.barrier(sync, grid.phase(sync), SPLIT_GROUPS * splits * ranks, WARPS)
-    value = attention.load_terms(ws_o, ws_ml, splits, SPLIT_GROUPS * heads, dim, shape)
-    frag.store(out, value, shape, cta_index * SPLIT_GROUPS * n)
+    if cutlass.const_expr(pushed):
+        whole = cta.view(smem, at_src, Float32, SPLIT_GROUPS * n)
+        terms.push(ws_o, ws_ml, splits, SPLIT_GROUPS * heads, dim, whole, mbar + 1, rank, ranks, THREADS)
+        exchange.wait(mbar + 1)
+        frag.store(out, frag.load(whole, shape), shape, cta_index * SPLIT_GROUPS * n)
+    else:
+        value = terms.load(ws_o, ws_ml, splits, SPLIT_GROUPS * heads, dim, shape)
+        frag.store(out, value, shape, cta_index * SPLIT_GROUPS * n)
     harness.leave()

@@ -79,13 +79,16 @@ PRODUCT_CASES = (
 )
 
 
-def attend(heads: int, dim: int, layout: str, ranks: int, dtype: str = "bf16", stages: int = 2, tiles: int = 1) -> Case:
-    """The case of one KV head's attention: `heads` query heads, `ranks` CTAs, token tiles of `tiles` steps of all warps."""
+def attend(
+    heads: int, dim: int, layout: str, ranks: int, dtype: str = "bf16", stages: int = 2, pieces: int = 1, batches: int = 2,
+    ahead: bool = True,
+) -> Case:
+    """The case of one KV head's attention: `heads` query heads, `ranks` CTAs, token tiles of `pieces` for each warp."""
     kv_heads, capacity, mine = 2, 301, 1
     token = dim if layout == "bhtd" else kv_heads * dim
     base = mine * capacity * dim if layout == "bhtd" else mine * dim
-    per_tile = tiles * attention.Attend(heads, dim, 0).token_groups * attention.Attend(heads, dim, 0).tokens_per_step
-    shape = attention.Attend(heads=heads, dim=dim, tokens=per_tile)
+    per_tile = pieces * attention.Attend(heads, dim, 0).token_groups * attention.Attend(heads, dim, 0).tokens_per_piece
+    shape = attention.Attend(heads=heads, dim=dim, tokens=per_tile, ahead=ahead, batches=batches)
     ring = ring_kernels.ring_of(stages, per_tile * dim * 4)
     scale = math.log2(math.e) / math.sqrt(dim)
 
@@ -119,7 +122,7 @@ def attend(heads: int, dim: int, layout: str, ranks: int, dtype: str = "bf16", s
     size = heads * dim
     cache = (dtype, (kv_heads * capacity * dim,))
     return Case(
-        f"attention {heads} heads of {dim}, {layout}, {dtype}, {ranks} ranks, {stages} stages", ring_kernels.attend,
+        f"attention {heads} heads of {dim}, {layout}, {dtype}, {ranks} ranks, {stages} stages, {batches} batches", ring_kernels.attend,
         (("f32", (size,)), ("f32", (dim,)), ("f32", (dim,)), cache, cache, ("i32", (2,))),
         {"out": ("f32", (ranks, size)), "stats": ("f32", (ranks, heads, 2)), "final": ("f32", (ranks, size))}, check,
         (ring, stream.Tokens(tokens=per_tile, dim=dim, stride=token), shape, scale, ranks), make,
@@ -132,14 +135,18 @@ ATTEND_SHALLOW = attend(1, 128, "bthd", 1)
 ATTEND_CASES = (
     ATTEND_DEEP,
     ATTEND_SHALLOW,
-    attend(1, 128, "bhtd", 2, "f16", tiles=2, stages=3),
+    attend(1, 128, "bhtd", 2, "f16", pieces=2, stages=3),
+    attend(1, 128, "bhtd", 2, batches=4),
+    attend(1, 64, "bthd", 1, "f16", pieces=3, batches=4),
     attend(3, 64, "bhtd", 4),
     attend(3, 128, "bthd", 1),
     attend(4, 64, "bthd", 1, "f16"),
-    attend(4, 128, "bhtd", 2),
+    attend(4, 128, "bhtd", 2, ahead=False),
+    attend(4, 128, "bthd", 2, "f16", stages=3, batches=4),
+    attend(4, 128, "bhtd", 1, batches=4, ahead=False),
     attend(5, 64, "bthd", 1),
-    attend(5, 128, "bhtd", 2, tiles=2),
-    attend(9, 64, "bhtd", 2),
+    attend(5, 128, "bhtd", 2, pieces=2, batches=4),
+    attend(9, 64, "bhtd", 2, pieces=3),
     attend(16, 64, "bthd", 1),
     attend(16, 128, "bhtd", 4),
 )

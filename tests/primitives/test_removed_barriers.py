@@ -10,7 +10,7 @@ from typing import Any
 
 import cases
 import pytest
-from cases import ATTEND_DEEP, ATTEND_SHALLOW, DEEP, GRID_CASE, PUSHES, SHALLOW, SPLIT, Case
+from cases import ATTEND_DEEP, ATTEND_SHALLOW, DEEP, GRID_CASE, PUSHES, SHALLOW, SPLIT, SPREAD, Case
 from harness import WARPS, Program
 from stress import ALL, NONE, stress
 
@@ -42,6 +42,7 @@ BROKEN: list[tuple[Case, str, int | None, tuple[Late, ...]]] = [
     *((case, "cta.consumer_sync", call, EACH_WARP) for case in COLLECTIVES for call in range(2)),
     (SPLIT, "cta.consumer_sync", 1, EACH_WARP),  # between merge_lse and store_terms
     *((case, "exchange.wait", None, ONE_CTA) for case in (PUSHES, *COLLECTIVES, BROADCAST, SPLIT)),
+    (SPREAD, "exchange.wait", 1, ONE_CTA),
     *((GRID_CASE, "cta.consumer_sync", call, ONE_CTAS_WARPS) for call in range(3)),  # the caller's, then two inside of the barrier
     (GRID_CASE, "grid.barrier", None, ONE_CTA),
 ]

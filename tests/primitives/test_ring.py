@@ -10,7 +10,7 @@ from expect import instructions, no_local_memory, only_the_frames_cluster_barrie
 from primitives import attention, stream
 
 BULK = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-HALF_A_GROUP = "attention 16 heads of 128, bhtd, bf16, 4 ranks, 2 stages"
+HALF_A_GROUP = "attention 16 heads of 128, bhtd, bf16, 4 ranks, 2 stages, 2 batches"
 
 
 @pytest.mark.compile

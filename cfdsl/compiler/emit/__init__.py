@@ -3,7 +3,8 @@
 The text names modules and functions of `primitives`; `PRIMITIVES` lists every one that may be named, and a test resolves them.
 """
 
-from cfdsl.compiler.emit.module import emit
+from cfdsl.compiler.emit.marks import Mark
+from cfdsl.compiler.emit.module import emit, marks
 from cfdsl.compiler.emit.steps import EMITTERS, PRIMITIVES
 
-__all__ = ["EMITTERS", "PRIMITIVES", "emit"]
+__all__ = ["EMITTERS", "PRIMITIVES", "Mark", "emit", "marks"]

@@ -72,8 +72,8 @@ def holder(p: dict[str, Any]) -> tuple[str, str]:
 
 def attend_constant(c: Context, p: dict[str, Any]) -> str:
     """The constant with the geometry of an attention step."""
-    text = f"attention.Attend(heads={p['group']}, dim={p['dim']}, tokens={p['tokens_per_tile']}, warps={c.warps}, ahead={p['ahead']})"
-    return c.constant("ATTEND", text)
+    shape = f"heads={p['group']}, dim={p['dim']}, tokens={p['tokens_per_tile']}, warps={c.warps}"
+    return c.constant("ATTEND", f"attention.Attend({shape}, ahead={p['ahead']}, batches={p['batches']})")
 
 
 def _decode(c: Context, p: dict[str, Any]) -> Lines:

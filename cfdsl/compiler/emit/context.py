@@ -5,20 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cfdsl.compiler.affine import Affine
+from cfdsl.compiler.emit.marks import CONSUMER, TRACE_ARG, Mark
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
 from cfdsl.compiler.names import identifier as name
 from cfdsl.compiler.plan import KernelPlan
+from cfdsl.dsl.graph import Src
 
 Lines = list[str]
 DTYPES = {"f32": "Float32", "bf16": "BFloat16", "f16": "Float16", "i32": "Int32"}
-FIXED = ("ATTRS", "CTAS", "RANKS", "RING", "THREADS", "WARPS")  # constants that every module has
+FIXED = ("ATTRS", "CTAS", "MARKS", "RANKS", "RING", "THREADS", "WARPS")  # constants that every module has
 
 
 @dataclass
 class Context:
     plan: KernelPlan
     constants: dict[str, str] = field(default_factory=dict)  # name -> text, in order
+    marks: list[Mark] = field(default_factory=list)  # of a traced kernel, in the order of their numbers
 
     @property
     def warps(self) -> int:
@@ -26,6 +29,15 @@ class Context:
 
     def dtype(self, arg: str) -> str:
         return DTYPES[next(a.dtype for a in self.plan.args if a.name == arg)]
+
+    def mark(self, lane: str, label: str, text: str = "", sources: tuple[Src, ...] = ()) -> Lines:
+        """The line in which a lane notes the time, after what `label` and `text` say; no line where the kernel is not traced."""
+        if not self.plan.config.trace:
+            return []
+        made = Mark(lane, label, text, sources)
+        self.marks.append(made)
+        how, who = "anchor" if made.is_anchor else "mark", "0" if lane == CONSUMER else "THREADS"
+        return [f"trace.{how}({TRACE_ARG}, MARKS, {len(self.marks) - 1}, {who})"]
 
     def constant(self, base: str, text: str) -> str:
         """The module-level name of a constant: one per text."""
@@ -80,7 +92,7 @@ def fragment(expr: Expr, shape: str) -> str:
         load = name(expr.name) if expr.kind == "leaf" else expr.name
         return f"frag.load({load}, {shape}{start})"
     if expr.kind == "terms":
-        return f"attention.load_terms({expr.name}, {expr.args[0].name}, {', '.join(map(str, expr.terms))}, {shape})"
+        return f"terms.load({expr.name}, {expr.args[0].name}, {', '.join(map(str, expr.terms))}, {shape})"
     if expr.kind == "var":
         return expr.name
     return _pointwise(expr, [fragment(arg, shape) for arg in expr.args])

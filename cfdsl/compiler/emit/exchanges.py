@@ -65,7 +65,12 @@ def _lse_merge(c: Context, p: dict[str, Any]) -> Lines:
 def _store_terms(c: Context, p: dict[str, Any]) -> Lines:
     shape = f"{p['heads']}, {p['block']}, {p['dim']}, {p['all_heads']}"
     args = f"{p['outs']}, {p['stats']}, {p['source']}, {p['source_stats']}, {shape}"
-    return [f"attention.store_terms({args}, split, {p['head0']}, rank, THREADS)"]
+    return [f"terms.store({args}, split, {p['head0']}, rank, THREADS)"]
+
+
+def _terms_push(c: Context, p: dict[str, Any]) -> Lines:
+    args = f"{p['outs']}, {p['stats']}, {p['splits']}, {p['heads']}, {p['dim']}, {p['dst']}, {p['mbar']}"
+    return [f"terms.push({args}, rank, RANKS, THREADS)"]
 
 
 def _publish(c: Context, p: dict[str, Any]) -> Lines:
@@ -91,6 +96,6 @@ def _keep(c: Context, p: dict[str, Any]) -> Lines:
 EXCHANGES: dict[str, Callable[[Context, dict[str, Any]], Lines]] = {
     "rendezvous": _rendezvous, "wait": _wait, "multicast": _multicast, "gather_push": _gather_push, "reduce_push": _reduce_push,
     "scatter_push": _scatter_push, "lse_push": _lse_push, "scalar_push": _scalar_push, "scalar_sum": _scalar_sum,
-    "reduce_sum": _reduce_sum, "lse_combine": _lse_combine, "lse_merge": _lse_merge, "store_terms": _store_terms,
+    "reduce_sum": _reduce_sum, "lse_combine": _lse_combine, "lse_merge": _lse_merge, "store_terms": _store_terms, "terms_push": _terms_push,
     "publish": _publish, "store_index": _store_index, "grid_barrier": _grid_barrier, "fetch": _fetch, "keep": _keep,
 }  # fmt: skip

@@ -8,6 +8,7 @@ import textwrap
 
 from cfdsl.compiler.emit.attention import head_base, holder
 from cfdsl.compiler.emit.context import DTYPES, Context, fold
+from cfdsl.compiler.emit.marks import CONSUMER, END, PRODUCER, START, Mark
 from cfdsl.compiler.emit.steps import emit_step, tiles_of
 from cfdsl.compiler.geometry import MOST_REGISTERS, RowTiles, thread_registers
 from cfdsl.compiler.names import MODULES
@@ -16,18 +17,31 @@ from cfdsl.compiler.plan import Buffer, KernelPlan, Step
 from cfdsl.dsl.graph import Src
 
 WIDTH = 140
+PREDECESSOR = ("griddepcontrol_wait", "the kernel before has finished")
 
 
 def emit(plan: KernelPlan) -> str:
     """The source of a module with the kernel, `launch` (a `cute.jit` function of `plan.args` in order and a stream) and `ATTRS`."""
     c = Context(plan)
-    producer = _producer(c) if plan.ring else []
-    consumers = _consumers(c)
-    branches = _branches(plan, producer, consumers)
-    kernel = [*_prologue(c, "\n".join(branches)), *branches]
+    kernel = _kernel(c)
     body = "\n".join(f"    {part}" if part else "" for line in kernel for part in fold(line, WIDTH - 4))
     parts = [_header(plan), _imports("\n".join([body, *c.constants.values()])), _constants(c), _kernel_def(c) + body, _launch(c)]
     return "\n\n".join(parts[:3]) + "\n\n\n" + "\n\n\n".join(parts[3:]) + "\n"
+
+
+def marks(plan: KernelPlan) -> tuple[Mark, ...]:
+    """What a traced kernel notes the time of, by number; nothing for one that is not traced."""
+    c = Context(plan)
+    _kernel(c)
+    return tuple(c.marks)
+
+
+def _kernel(c: Context) -> list[str]:
+    """The lines of the kernel."""
+    started = [line for lane in (CONSUMER, PRODUCER)[: 2 if c.plan.ring else 1] for line in c.mark(lane, START)]
+    producer = _producer(c) if c.plan.ring else []
+    branches = _branches(c.plan, producer, _consumers(c))
+    return [*_prologue(c, "\n".join(branches), started), *branches]
 
 
 def _header(plan: KernelPlan) -> str:
@@ -57,6 +71,7 @@ def _constants(c: Context) -> str:
             f"full={full}, empty={empty}, window={plan.ring.window})"
         )
     lines += [f"{constant} = {text}" for constant, text in c.constants.items()]
+    lines += [f"MARKS = {len(c.marks)}"] * bool(c.marks)
     lines.append(f"ATTRS = dict(cluster={plan.mesh.ranks}, maxnreg={_maxnreg(plan)})")
     return "\n".join(lines)
 
@@ -93,11 +108,11 @@ def _exchange_barriers(plan: KernelPlan) -> list[tuple[str, int, int]]:
     return [(b.name, b.offset, b.tx_bytes) for b in plan.barriers if b.kind == "exchange"]
 
 
-def _prologue(c: Context, body: str) -> list[str]:
+def _prologue(c: Context, body: str, started: list[str]) -> list[str]:
     """Who am I; make and arm the barriers; let the successor start."""
     plan = c.plan
     lines = [f"smem = cta.arena({plan.smem_bytes})"] if plan.smem_bytes else []
-    lines += ["tidx = cta.thread()", "bid, _, _ = cute.arch.block_idx()"]
+    lines += ["tidx = cta.thread()", *started, "bid, _, _ = cute.arch.block_idx()"]
     coordinates = _coordinates(plan)
     used = {name for name, _ in coordinates if re.search(rf"\b{name}\b", "\n".join([body, *(text for _, text in coordinates)]))}
     lines += [f"{name} = {text}" for name, text in coordinates if name in used]
@@ -146,7 +161,7 @@ def _branches(plan: KernelPlan, producer: list[str], consumers: list[str]) -> li
 def _producer(c: Context) -> list[str]:
     """The whole load stream, in the order of the consumers' steps; waits for the predecessor only before it reads the cache."""
     plan = c.plan
-    lines, waited = ["at = Int32(0)"], not plan.config.pdl
+    lines, waited = ["at = Int32(0)", *c.mark(PRODUCER, "set up", "barriers")], not plan.config.pdl
     policy = "" if plan.config.evict_first else ", None"
     for step in plan.steps:
         p = step.params
@@ -155,10 +170,12 @@ def _producer(c: Context) -> list[str]:
             tiles: RowTiles = p["tiles"]
             call = f"{c.rows(weight, tiles)}, {tiles.row0}, {tiles.col0}, {tiles_of(c, tiles)}"
             lines.append(f"at = stream.rows(smem, RING, at, {name(weight)}, {call}{policy})")
+            lines += _streamed(c, weight, p["stream"], step)
         if step.op == "decode":
             cache, length = p["cache"], _length_name(plan, p["tokens"])
             if not waited:
                 lines.append("cute.arch.griddepcontrol_wait()  # the cache may be the predecessor's work")
+                lines += c.mark(PRODUCER, *PREDECESSOR)
                 waited = True
             shape = c.constant("TOKENS", f"stream.Tokens(tokens={p['tokens_per_tile']}, dim={p['dim']}, stride={p['stride']})")
             capacity = f"n_{next(d for a in plan.args if a.name == cache.name + '_k' for d in a.shape if isinstance(d, str))}"
@@ -169,7 +186,18 @@ def _producer(c: Context) -> list[str]:
             base = head_base(c, cache, p["head"])
             pair = f"{name(cache.name + '_k')}, {name(cache.name + '_v')}"
             lines.append(f"at = stream.tokens(smem, RING, at, {pair}, {shape}, {base}, {p['tokens']}, {split})")
-    return lines + (["cute.arch.cluster_wait()"] if _has(plan, "rendezvous") else [])
+            lines += _streamed(c, cache.name, p["stream"], step)
+    if _has(plan, "rendezvous"):
+        lines += ["cute.arch.cluster_wait()", *c.mark(PRODUCER, "rendezvous", "every rank of the cluster has initialised its barriers")]
+    return lines + c.mark(PRODUCER, END)
+
+
+def _streamed(c: Context, what: str, index: int, step: Step) -> list[str]:
+    """The mark behind one run of the load stream: its last copy is issued."""
+    stream = c.plan.streams[index]
+    count = "tiles by KV length, each" if stream.tiles is None else f"{stream.tiles} tiles"
+    sources = (step.src,) if step.src is not None else ()
+    return c.mark(PRODUCER, f"stream {what}", f"{count} of {stream.tile_bytes} B issued", sources)
 
 
 def _length_name(plan: KernelPlan, variable: str) -> str:
@@ -180,18 +208,36 @@ def _consumers(c: Context) -> list[str]:
     plan = c.plan
     lines = ["at = Int32(0)"] if plan.ring else []
     lines += [_view(buffer) for buffer in plan.buffers]
+    lines += c.mark(CONSUMER, "set up", "barriers")
     last: Src | None = None
+    done: list[Step] = []  # since the last mark
     for i, step in enumerate(plan.steps):
         if plan.config.pdl and i == plan.early_steps:
-            lines.append("cute.arch.griddepcontrol_wait()")
+            lines += [*_stepped(c, done), "cute.arch.griddepcontrol_wait()", *c.mark(CONSUMER, *PREDECESSOR)]
+            done = []
         if i == plan.early_steps and _has(plan, "grid_barrier"):
             lines.append("phase = grid.phase(ws_sync)")
         made = emit_step(c, step)
+        if made and done and not _together(done[-1], step):
+            lines += _stepped(c, done)
+            done = []
         if step.src is not None and step.src != last:
             lines.insert(len(lines) if made else -1, _comment(step))  # no code of its own: the call before does this line's work too
             last = step.src
         lines += made
-    return lines
+        done.append(step)
+    return [*lines, *_stepped(c, done), *c.mark(CONSUMER, END)]
+
+
+def _together(before: Step, step: Step) -> bool:
+    """Whether one mark stands behind both steps: short ones of a kind (a mark between fetches would only be in their way)."""
+    return before.op == step.op and "stream" not in step.params
+
+
+def _stepped(c: Context, done: list[Step]) -> list[str]:
+    """The mark behind the steps that were done since the last one."""
+    sources = tuple(dict.fromkeys(step.src for step in done if step.src is not None))
+    return c.mark(CONSUMER, done[0].op, "; ".join(step.text for step in done), sources) if done else []
 
 
 def _view(buffer: Buffer) -> str:

@@ -15,7 +15,7 @@ from cfdsl.errors import PlanError
 
 PRIMITIVES = (
     "argmax.better", "argmax.nothing", "argmax.order", "argmax.over_block", "argmax.publish", "argmax.store_best",
-    "attention.Attend", "attention.combine_warps", "attention.decode", "attention.load_terms", "attention.store_terms",
+    "attention.Attend", "attention.combine_warps", "attention.decode",
     "cluster_gather.push", "cluster_reduce.combine_lse", "cluster_reduce.merge_lse", "cluster_reduce.push",
     "cluster_reduce.push_lse", "cluster_reduce.push_scalar", "cluster_reduce.scatter", "cluster_reduce.sum_rows",
     "cluster_reduce.sum_scalar", "cta.arena", "cta.barriers", "cta.consumer_sync", "cta.piece", "cta.row", "cta.thread", "cta.view",
@@ -25,6 +25,8 @@ PRIMITIVES = (
     "multicast.gather", "pointwise.gelu", "pointwise.silu",
     "rings.Ring", "rings.init", "rmsnorm.mean_square", "rmsnorm.rsqrt", "rope.angles",
     "rope.rotate", "stream.Rows", "stream.Tokens", "stream.rows", "stream.tile_count", "stream.tokens",
+    "terms.load", "terms.push", "terms.store",
+    "trace.anchor", "trace.mark",
 )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def lower_cluster_gather(b: Builder, node: Node) -> None:
     for source, cut, dst, _ in moved:
         _push(b, "gather_push", node, source.buffer, dst, mbar, n=cut.size, block=cut.block)
     payload = sum(cut.size * 4 for _, cut, _, _ in moved)
-    _wait(b, node, mbar, "gather", None, "push", tuple(dst for _, _, dst, _ in moved), payload, payload * (b.ranks - 1), nbytes)
+    wait_for(b, node, mbar, "gather", None, "push", tuple(dst for _, _, dst, _ in moved), payload, payload * (b.ranks - 1), nbytes)
     for _, cut, dst, i in moved:
         b.values[(node, i)] = Vector(dst, cut.size * b.ranks)
 
@@ -81,7 +81,7 @@ def _reduce_scalar(b: Builder, node: Node, value: Scalar) -> Scalar:
     b.rendezvous()
     b.step("scalar_push", f"{value.variable} -> {box}[rank] on every rank", touches=(box,), src=node.src,
            value=value.variable, box=box, mbar=mbar)  # fmt: skip
-    _wait(b, node, mbar, "reduce", "sum", "push", (box,), 4, 4 * (b.ranks - 1), 4 * b.ranks)
+    wait_for(b, node, mbar, "reduce", "sum", "push", (box,), 4, 4 * (b.ranks - 1), 4 * b.ranks)
     out = b.variable("total")
     b.step("scalar_sum", f"{out} = sum of {box}, in rank order", reads=(box,), src=node.src, out=out, box=box)
     return Scalar(out)
@@ -100,7 +100,7 @@ def _reduce_vectors(b: Builder, node: Node) -> None:
     b.rendezvous()
     for term, box in zip(terms, boxes, strict=True):
         _push(b, "reduce_push", node, term.buffer, box, mbar, n=term.size, block=term.size)
-    _wait(b, node, mbar, "reduce", "sum", "push", tuple(boxes), total * 4, total * 4 * (b.ranks - 1), b.ranks * total * 4)
+    wait_for(b, node, mbar, "reduce", "sum", "push", tuple(boxes), total * 4, total * 4 * (b.ranks - 1), b.ranks * total * 4)
     for i, (arg, term, box) in enumerate(zip(node.args, terms, boxes, strict=True)):
         b.values[(node, i)] = _sum(b, node, box, b.buffer(_name(arg), (term.size,)), term.size)
 
@@ -125,7 +125,7 @@ def _scatter_sum(b: Builder, node: Node, term: Vector, cut: Slices) -> Vector:
     b.rendezvous()
     _push(b, "scatter_push", node, term.buffer, box, mbar, n=cut.size, block=cut.block)
     sent = cut.size * 4 * (b.ranks - 1)
-    _wait(b, node, mbar, "reduce_scatter", "sum", "push", (box,), term.size * 4, sent, b.ranks * cut.size * 4)
+    wait_for(b, node, mbar, "reduce_scatter", "sum", "push", (box,), term.size * 4, sent, b.ranks * cut.size * 4)
     return _sum(b, node, box, b.buffer("slice_sum", (cut.size,)), cut.size)
 
 
@@ -150,7 +150,7 @@ def _scatter_lse(b: Builder, node: Node, arg: Node, cut: Slices) -> Vector | Sof
     )  # fmt: skip
     payload = value.heads * (value.dim + 2) * 4
     sent = (b.ranks - 1) * (cut.size * 4 + value.heads * 8)
-    _wait(b, node, mbar, "reduce_scatter", "lse", "push", (box, box_ml), payload, sent, nbytes)
+    wait_for(b, node, mbar, "reduce_scatter", "lse", "push", (box, box_ml), payload, sent, nbytes)
     out = b.buffer("attended", (cut.size,))
     if b.splits > 1 and isinstance(b.placed.placements[node][0].split, Partial):
         stats = b.buffer("attended_ml", (value.heads, 2))
@@ -172,7 +172,7 @@ def _gather_again(b: Builder, node: Node, mine: Vector, cut: Slices) -> Vector:
     nbytes = b.ranks * cut.size * 4
     mbar = b.barrier("gather", nbytes)
     _push(b, "gather_push", node, mine.buffer, dst, mbar, n=cut.size, block=cut.block)
-    _wait(b, node, mbar, "gather", None, "push", (dst,), cut.size * 4, cut.size * 4 * (b.ranks - 1), nbytes)
+    wait_for(b, node, mbar, "gather", None, "push", (dst,), cut.size * 4, cut.size * 4 * (b.ranks - 1), nbytes)
     return Vector(dst, cut.size * b.ranks)
 
 
@@ -186,10 +186,11 @@ def _push(b: Builder, op: str, node: Node, source: str, dst: str, mbar: str, *, 
     )  # fmt: skip
 
 
-def _wait(
+def wait_for(
     b: Builder, node: Node, mbar: str, op: str, monoid: str | None, algorithm: str, buffers: tuple[str, ...], payload: int, sent: int,
     received: int,
 ) -> None:  # fmt: skip
+    """Wait for all bytes of an exchange, and record it: `payload` bytes a rank has, `sent` to others, `received` on its barrier."""
     step = b.step("wait", f"{received} bytes have landed: {', '.join(buffers)}", touches=buffers, src=node.src, mbar=mbar, fills=buffers)
     name = f"{node.op}:{','.join(buffers)}"
     b.exchanges.append(Exchange(name, "cluster", op, monoid, algorithm, buffers, payload, sent, received, mbar, step, node.src))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from cfdsl.compiler.builder import Builder
+from cfdsl.compiler.lowering.cluster import wait_for
 from cfdsl.compiler.lowering.stores import share_of, store
 from cfdsl.compiler.lowering.values import Best, Product, Shared, SharedBest, SharedTerms, Softmax, Vector
 from cfdsl.compiler.plan import Exchange
@@ -49,8 +50,36 @@ def lower_grid_reduce(b: Builder, node: Node) -> None:
             all_heads=heads, head0=b.grid_offset(heads, 1),
         )  # fmt: skip
         b.values[(node, i)] = SharedTerms(outs, stats, b.splits, heads, dim)
-        moved.add(outs, (value.heads * value.dim + 2 * value.heads) * 4, b.splits * heads * (dim + 2) * 4)
+        readers = b.ranks if _spread(b, heads * dim) else 1
+        moved.add(outs, (value.heads * value.dim + 2 * value.heads) * 4, b.splits * heads * (dim + 2) * 4 // readers)
     _barrier_exchange(b, node, "reduce", "lse", "grid_barrier", moved)
+    for i in range(len(node.args)):
+        terms = b.values[(node, i)]
+        if _spread(b, terms.heads * terms.dim):
+            b.values[(node, i)] = _push_terms(b, node, terms)
+
+
+def _spread(b: Builder, size: int) -> bool:
+    """Whether each rank combines a part of the terms and pushes it to its peers, rather than every CTA all of them.
+
+    With many splits the terms are many times what they make, and all CTAs read them at once.
+    """
+    return b.splits > 2 and b.ranks > 1 and size % (4 * b.ranks) == 0
+
+
+def _push_terms(b: Builder, node: Node, terms: SharedTerms) -> Vector:
+    size = terms.heads * terms.dim
+    mine = size // b.ranks
+    dst = b.buffer("attended", (size,), peer_written=True)
+    mbar = b.barrier("terms", size * 4)
+    b.rendezvous()
+    b.step(
+        "terms_push", f"{dst} = terms of {terms.outs} combined, 1/{b.ranks} by each rank, pushed to every rank", touches=(dst,),
+        src=node.src, outs=terms.outs, stats=terms.stats, splits=terms.splits, heads=terms.heads, dim=terms.dim, dst=dst, mbar=mbar,
+        n=mine, block=mine,
+    )  # fmt: skip
+    wait_for(b, node, mbar, "gather", None, "push", (dst,), mine * 4, mine * 4 * (b.ranks - 1), size * 4)
+    return Vector(dst, size)
 
 
 def _reduce_pairs(b: Builder, node: Node) -> None:

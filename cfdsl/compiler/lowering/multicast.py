@@ -124,7 +124,7 @@ def _renumber(b: Builder, front: list[Step], first: int, wait: Step, steps: list
             b.steps.append(step)
     for spec in b.buffers.values():
         if spec.last >= 0:
-            spec.first = 0 if spec.peer_written else moved[spec.first]
+            spec.first = moved[spec.first] if spec.first else 0
             spec.last = moved[spec.last]
     b.exchanges = [replace(exchange, step=moved[exchange.step]) for exchange in b.exchanges]
     b.rendezvous_done = True

@@ -1,0 +1,133 @@
+"""`bench collectives`: what an exchange costs inside a kernel and with a launch, on the chip and through L2, beside the paper's table."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cfdsl.cli.complaints import BadOption, NeedsGpu
+from cfdsl.cli.console import console
+from cfdsl.errors import CfdslError, raise_all
+
+SIZES = (1, 2, 4, 8, 16)
+
+
+def bench_collectives(
+    cluster_sizes: Annotated[str | None, typer.Option("--cluster-sizes", help="Ranks per cluster: 2,4,8,16.", show_default=False)] = None,
+    payloads: Annotated[str | None, typer.Option(help="Bytes of one rank: 4,512,16K.", show_default=False)] = None,
+    ops: Annotated[
+        str | None, typer.Option(help="sum, max, min, lse, reduce_scatter, gather, broadcast; comma-separated.", show_default=False)
+    ] = None,
+    algorithms: Annotated[
+        str | None,
+        typer.Option(
+            help="chosen, all, push, bulk, scatter_gather, doubling, multicast, global; comma-separated. Without `global` there is "
+            "nothing to say about when on-chip communication pays.",
+            show_default=False,
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A dozen rows: one cluster size, two operators.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Every size, operator and algorithm; takes long.")] = False,
+    paper: Annotated[bool, typer.Option("--paper/--no-paper", help="Measure the rows of the paper's table too.")] = True,
+    runs: Annotated[int, typer.Option(min=1, help="Launches whose outputs must be equal bit by bit.")] = 100,
+    jobs: Annotated[
+        int | None, typer.Option(min=0, help="Processes that compile ahead; one per core, at most 16.", show_default=False)
+    ] = None,
+    budget: Annotated[float, typer.Option(help="Seconds after which no further row is begun.")] = 480.0,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the record here; - for stdout, without tables.", show_default=False)
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the times into this file (.png, .svg, .pdf).", show_default=False)
+    ] = None,
+) -> None:
+    """Measure exchanges among the ranks of a cluster: inside a kernel, with the launch, on the chip and through L2.
+
+    Every row is checked against float64 before it is timed. The exit status is 1 if a row is wrong.
+    """
+    from cfdsl.cli.gpu import gpu_part
+    from cfdsl.runtime.exchange_bench.cases import ALGORITHMS, OPERATORS, grids
+
+    if quick and full:
+        raise BadOption(option="--full", value="--quick --full", expected="given without --quick")
+    mistakes: list[CfdslError] = []
+    axes = {
+        "cluster_sizes": numbers("--cluster-sizes", cluster_sizes, mistakes, lambda n: n in SIZES, f"cluster sizes of {listed(SIZES)}"),
+        "payloads": numbers("--payloads", payloads, mistakes, lambda n: n >= 4 and n % 4 == 0, "multiples of 4 bytes, such as 4,512,16K"),
+        "operators": words("--ops", ops, mistakes, tuple(OPERATORS)),
+        "algorithms": words("--algorithms", algorithms, mistakes, ALGORITHMS),
+    }
+    raise_all(mistakes)
+    part = gpu_part()
+    if part is None:
+        raise NeedsGpu(command="python -m cfdsl bench collectives")
+    record = measured(part, grids("quick" if quick else "full" if full else "default", **axes), paper, runs, jobs, budget)
+    quiet = json is not None and str(json) == "-"
+    text = jsonlib.dumps(record, indent=2, default=str) + "\n"
+    if quiet:
+        sys.stdout.write(text)
+    else:
+        from cfdsl.cli.exchange_tables import show
+
+        show(console(), record)
+    if json is not None and not quiet:
+        json.write_text(text, encoding="utf-8")
+    if plot is not None:
+        from cfdsl.cli.plot_exchanges import plot_exchanges
+
+        plot_exchanges(record, plot)
+    if record["errors"]:
+        raise typer.Exit(1)
+
+
+def measured(part: Any, asked: Any, paper: bool, runs: int, jobs: int | None, budget: float) -> dict[str, Any]:
+    """Compile and measure; progress goes to stderr, so that stdout stays tables or a JSON object."""
+    from cfdsl.runtime.exchange_bench.run import bench_collectives
+    from cfdsl.runtime.exchange_bench.warm import default_jobs
+
+    screen = console(stderr=True)
+    found = bench_collectives(
+        part, asked, with_paper=paper, jobs=default_jobs() if jobs is None else jobs, runs=runs, budget_s=budget,
+        log=lambda text: screen.print(text, style="dim", markup=False),
+    )  # fmt: skip
+    return {"command": " ".join(["python -m cfdsl", *sys.argv[1:]]), **found}
+
+
+def numbers(option: str, text: str | None, mistakes: list[CfdslError], fits: Any, expected: str) -> tuple[int, ...] | None:
+    """`4,16K` as numbers; None if the option was not given, and where it is wrong one more mistake."""
+    if text is None:
+        return None
+    try:
+        found = tuple(dict.fromkeys(number(part) for part in text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or not all(fits(value) for value in found):
+        mistakes.append(BadOption(option=option, value=text, expected=expected))
+        return None
+    return found
+
+
+def number(text: str) -> int:
+    """`16K` is 16384."""
+    text = text.strip().lower()
+    return int(text[:-1]) << 10 if text.endswith("k") else int(text)
+
+
+def words(option: str, text: str | None, mistakes: list[CfdslError], known: tuple[str, ...]) -> tuple[str, ...] | None:
+    """`sum,gather` as names that are known; as `numbers`."""
+    if text is None:
+        return None
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    if not set(found) <= set(known):
+        mistakes.append(BadOption(option=option, value=text, expected=f"names of {listed(known)}"))
+        return None
+    return found
+
+
+def listed(values: tuple[Any, ...]) -> str:
+    """`1, 2, 4`."""
+    return ", ".join(map(str, values))

@@ -1,0 +1,99 @@
+"""Which algorithm does a collective: those that can, how long each is expected to take, and why the others cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cfdsl.compiler.collective.designs import ALGORITHMS, Design, design, refusals
+from cfdsl.compiler.collective.protocol import BULK, MEET, MULTICAST, PUSH, Act
+from cfdsl.compiler.collective.request import WIDTH, Collective, mistakes
+from cfdsl.compiler.parts import Part
+from cfdsl.errors import AlgorithmUnsupported, ArgumentError, CfdslError, raise_all
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An algorithm with its expected SM cycles for one exchange inside of a kernel, or the reasons that speak against it."""
+
+    algorithm: str
+    cycles: float | None
+    reasons: tuple[str, ...] = ()
+    design: Design | None = None
+
+
+def candidates(request: Collective, part: Part) -> tuple[Candidate, ...]:
+    """Every algorithm, weighed or refused."""
+    found = []
+    for algorithm in ALGORITHMS:
+        reasons = tuple(refusals(request, algorithm))
+        made = None if reasons else design(request, algorithm)
+        if made is not None and made.smem_bytes > part.smem_budget():
+            reasons = (f"a CTA needs {made.smem_bytes:,} bytes of shared memory, the limit is {part.smem_budget():,}",)
+        possible = made if made is not None and not reasons else None
+        found.append(Candidate(algorithm, cycles(possible, part) if possible else None, reasons, possible))
+    return tuple(found)
+
+
+def choose(request: Collective, part: Part, algorithm: str | None = None) -> tuple[Design, tuple[Candidate, ...]]:
+    """The design to use, the fastest by estimate or the one that is asked for, and all that were weighed. Raises all mistakes at once."""
+    wrong: list[CfdslError] = list(mistakes(request, part))
+    if algorithm is not None and algorithm not in ALGORITHMS:
+        wrong.append(ArgumentError(argument="algorithm", expected=f"one of {', '.join(ALGORITHMS)}, or None", got=repr(algorithm)))
+    raise_all(wrong)
+    found = candidates(request, part)
+    possible = {c.algorithm: c for c in found if c.design is not None and c.cycles is not None}
+    if algorithm not in (*possible, None) or not possible:
+        reasons = [(c.algorithm, reason) for c in found if algorithm in (None, c.algorithm) for reason in c.reasons]
+        raise AlgorithmUnsupported(request=request.text, algorithm=algorithm, reasons=reasons, possible=tuple(possible))
+    best = possible[algorithm] if algorithm else min(possible.values(), key=lambda c: c.cycles or 0.0)
+    assert best.design is not None
+    return best.design, found
+
+
+def cycles(made: Design, part: Part) -> float:
+    """SM cycles of one exchange: its rounds one after another, each with its way, its bytes, and the reading of what has come.
+
+    Latencies and rates are those of `Timing`; whether they were measured stands there. A round's bytes leave a rank at the rate of stores
+    or of bulk copies; a multicast's come from the L2. Off chip: a barrier, then reading what others wrote, at the rate of an SM's port.
+    """
+    t = part.timing
+    to_cycles = part.clock_ghz * 1000
+    total = 0.0
+    for act in made.protocol.acts:
+        if act.do == PUSH and not act.lag:
+            total += t.round_cycles + _way(act, made, part)
+        if act.do == MEET:
+            total += (t.grid_barrier_us + t.global_round_us) * to_cycles + made.bytes_global / t.port_bytes_per_clk
+    return total + _folded_bytes(made) / t.fold_bytes_per_clk
+
+
+def _way(act: Act, made: Design, part: Part) -> float:
+    t, ranks = part.timing, made.request.cluster
+    if act.by == MULTICAST:
+        return t.global_round_us * part.clock_ghz * 1000 + act.nbytes / t.port_bytes_per_clk
+    nbytes = act.nbytes * (ranks if act.to == "each" else 1)
+    if act.by == BULK:
+        return t.bulk_cycles + nbytes / t.bulk_bytes_per_clk
+    return t.st_async_cycles + nbytes / t.push_bytes_per_clk
+
+
+def _folded_bytes(made: Design) -> int:
+    """Bytes that one rank's threads read from shared memory to combine terms."""
+    request = made.request
+    if not request.folds:
+        return 0
+    row = made.sent_stride * WIDTH[made.sent_dtype]
+    if made.algorithm == "doubling":
+        return 2 * row * (request.cluster.bit_length() - 1)
+    return row * request.cluster
+
+
+def explain(found: tuple[Candidate, ...], chosen: Design) -> str:
+    """What was weighed, fastest first, then what was refused and why."""
+    lines = [f"{chosen.request.text}: {chosen.algorithm}, {chosen.warps} warps, {chosen.smem_bytes:,} B of shared memory"]
+    for c in sorted((c for c in found if c.cycles is not None), key=lambda c: c.cycles or 0.0):
+        assert c.design is not None
+        moved = f"pushes {c.design.bytes_pushed:,} B, device memory {c.design.bytes_global:,} B"
+        lines.append(f"  {c.algorithm:15} {c.cycles:8,.0f} cycles expected; {moved}")
+    lines += [f"  {c.algorithm:15} refused: {reason}" for c in found for reason in c.reasons]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,362 @@
+"""The algorithms: the protocol of each, where its buffers lie, and what keeps it from doing a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from cfdsl.compiler.collective.protocol import (
+    ARM,
+    BULK,
+    EACH,
+    FENCE,
+    MEET,
+    MULTICAST,
+    PARTNER,
+    PUSH,
+    READ,
+    ROOT,
+    ST_ASYNC,
+    SYNC,
+    WAIT,
+    WRITE,
+    Act,
+    Place,
+    Protocol,
+    wait,
+)  # fmt: skip
+from cfdsl.compiler.collective.request import TERM_TAIL, Collective
+
+ALGORITHMS = ("push", "bulk", "scatter_gather", "doubling", "multicast", "global")
+VECTOR = 16  # bytes: rows start at multiples of it, bulk copies and multicasts move multiples
+MAX_THREADS = 256
+ACK_BYTES = 4
+LINE = 32  # words between the counters of clusters in device memory; mirrors `primitives.offchip.LINE`
+
+_KINDS = {
+    "push": ("reduce", "reduce_scatter", "gather", "broadcast"), "bulk": ("reduce", "reduce_scatter", "gather", "broadcast"),
+    "scatter_gather": ("reduce",), "doubling": ("reduce", "gather"), "multicast": ("gather", "broadcast"),
+    "global": ("reduce", "reduce_scatter", "gather", "broadcast"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Design:
+    """A request, done by one algorithm.
+
+    sent            elements of what one rank sends to one peer at first, of type `sent_dtype`; their distance where several lie in a row
+    source_pieces   pieces of `sent` elements that a rank's source is laid out as, `sent_stride` apart
+    result_pieces   pieces of `result_piece` elements that its result is, `result_stride` apart
+    """
+
+    request: Collective
+    algorithm: str
+    protocol: Protocol
+    warps: int
+    smem_bytes: int
+    sent: int
+    sent_dtype: str
+    source_pieces: int
+    result_pieces: int
+    result_piece: int
+
+    @property
+    def sent_stride(self) -> int:
+        return stride(self.sent, 4 if self.sent_dtype == "f32" else 2)
+
+    @property
+    def result_stride(self) -> int:
+        return stride(self.result_piece, self.request.width)
+
+    @property
+    def source_stride(self) -> int:
+        """Elements that a source in one run takes: whole vectors."""
+        return self.run_stride(self.request.payload)
+
+    def run_stride(self, n: int) -> int:
+        """Elements that a run of `n` of the payload's type takes: whole vectors."""
+        return stride(n, self.request.width)
+
+    @property
+    def scalar(self) -> bool:
+        """Whether a register of each thread is enough for the term, and for the result."""
+        request = self.request
+        return request.kind == "reduce" and self.algorithm == "push" and request.payload == 1
+
+    @property
+    def offchip(self) -> bool:
+        """Whether data travel through device memory."""
+        return self.algorithm == "global"
+
+    @property
+    def bytes_pushed(self) -> int:
+        """Bytes of distributed shared memory that one rank sends to others in one exchange."""
+        return self.protocol.sent()
+
+    @property
+    def bytes_global(self) -> int:
+        """Bytes of device memory that one rank moves in one exchange."""
+        request, ranks = self.request, self.request.cluster
+        if self.algorithm == "multicast":
+            whole = request.payload * request.width * (ranks if request.kind == "gather" else 1)
+            return -(-whole // ranks)
+        if not self.offchip:
+            return 0
+        row = 2 if request.dtype != "f32" else 4
+        written = self.source_pieces * self.sent_stride * row
+        read = self.sent_stride * row * (1 if request.kind == "broadcast" else ranks)
+        return written + read
+
+    def workspace_words(self) -> int:
+        """f32 of device memory for rows on their way: two sets, a row of each rank of each cluster."""
+        row = self.source_pieces * self.sent_stride * (2 if self.request.dtype != "f32" else 4) // 4
+        return 2 * self.request.clusters * self.request.cluster * row
+
+
+def padded(nbytes: int) -> int:
+    """Rounded up to whole vectors."""
+    return -(-nbytes // VECTOR) * VECTOR
+
+
+def stride(n: int, width: int) -> int:
+    """Elements from one row of `n` to the next."""
+    return padded(n * width) // width
+
+
+def word_bytes(n: int, width: int) -> int:
+    """Bytes of a row on its way: whole words."""
+    return -(-n * width // 4) * 4
+
+
+def refusals(request: Collective, algorithm: str) -> Iterator[str]:
+    """Why an algorithm cannot do a request, shared memory aside."""
+    if request.kind not in _KINDS[algorithm]:
+        yield f"it does {' and '.join(_KINDS[algorithm])}"
+        return
+    nbytes = request.payload * request.width
+    piece = nbytes // request.cluster if request.kind == "reduce_scatter" else nbytes
+    if algorithm == "bulk" and not request.lse and piece % VECTOR:
+        yield f"bulk copies move multiples of {VECTOR} bytes, and {piece} bytes go to each rank"
+    if algorithm == "multicast" and nbytes % VECTOR:
+        yield f"multicasts move multiples of {VECTOR} bytes, and a payload has {nbytes}"
+    if algorithm == "multicast" and request.kind == "broadcast" and nbytes < VECTOR * request.cluster:
+        yield f"each rank sends at least {VECTOR} bytes, and {nbytes} are fewer than {request.cluster} x {VECTOR}"
+    if algorithm == "scatter_gather" and request.lse and request.heads % request.cluster:
+        yield f"{request.heads} heads cannot be spread over {request.cluster} ranks"
+
+
+def design(request: Collective, algorithm: str) -> Design:
+    """The request by this algorithm, which has no refusal. Its shared memory may be more than there is."""
+    return _DESIGNS[algorithm if algorithm in ("scatter_gather", "doubling", "multicast", "global") else request.kind](request, algorithm)
+
+
+# ---- what the designs share --------------------------------------------------------------------------------------------------------
+
+_CALLER_WRITES = Act(WRITE, ("src",))  # anew for each call
+_BEFORE = (_CALLER_WRITES,)  # once: bulk copies read a source until they have landed, so who changes it needs two in turn
+
+
+def _sources(request: Collective) -> tuple[int, int, int]:
+    """(pieces, elements of one, their width) of what a rank sends: one to each peer in a reduce-scatter, else one in all."""
+    n = request.heads * (request.dim + TERM_TAIL) if request.lse else request.payload
+    pieces = request.cluster if request.kind == "reduce_scatter" else 1
+    return pieces, n // pieces, request.width
+
+
+def _results(request: Collective) -> tuple[int, int]:
+    """(pieces, elements of one) of a rank's result."""
+    return (request.cluster, request.payload) if request.kind == "gather" else (1, _size(request.result_shape))
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    n = 1
+    for dim in shape:
+        n *= dim
+    return n
+
+
+def _warps(vectors: int) -> int:
+    """Consumer warps for so many vectors of work: two to a thread, a power of two of warps."""
+    warps = 1
+    while 32 * warps < MAX_THREADS and 64 * warps < vectors:
+        warps *= 2
+    return warps
+
+
+def _place_all(protocol: Protocol) -> tuple[Protocol, int]:
+    """Offsets for all buffers, after the barriers; and where the arena ends."""
+    at = padded(8 * protocol.mbars)
+    places = []
+    for place in protocol.places:
+        places.append(replace(place, offset=at) if place.in_arena else place)
+        at += padded(place.nbytes) * place.sets if place.in_arena else 0
+    return replace(protocol, places=tuple(places)), max(at, VECTOR)
+
+
+def _made(request: Collective, algorithm: str, protocol: Protocol, work: int, sent: int, dtype: str, pieces: int) -> Design:
+    protocol, smem = _place_all(protocol)
+    result_pieces, result_piece = _results(request)
+    return Design(request, algorithm, protocol, _warps(work), smem, sent, dtype, pieces, result_pieces, result_piece)
+
+
+# ---- one round, everybody to everybody ---------------------------------------------------------------------------------------------
+
+
+def _one_round(request: Collective, algorithm: str) -> Design:
+    ranks, bulk = request.cluster, algorithm == "bulk"
+    pieces, n, width = _sources(request)
+    if request.kind == "reduce" and request.payload == 1 and not bulk:
+        return _scalar(request, algorithm)
+    row, nbytes = padded(n * width), word_bytes(n, width)
+    push = Act(PUSH, ("src",), 0, nbytes, EACH, "box", BULK if bulk else ST_ASYNC)
+    result_pieces, result_n = _results(request)
+    out = padded(result_pieces * stride(result_n, width) * width)
+    places = [Place("src", pieces * row), Place("box", ranks * row, 2)]
+    acts = [*([Act(FENCE)] if bulk else [_CALLER_WRITES]), Act(SYNC), push, *wait(0)]
+    if request.folds:
+        places.append(Place("out", out))
+        acts += [Act(READ, ("box",)), Act(WRITE, ("out",)), Act(SYNC), Act(READ, ("out",))]
+    else:
+        acts += [Act(READ, ("box",)), Act(SYNC)]
+    protocol = Protocol(ranks, (ranks * nbytes,), 2, tuple(places), tuple(acts), before=_BEFORE if bulk else (), closes=bulk)
+    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, pieces)
+
+
+def _scalar(request: Collective, algorithm: str) -> Design:
+    """One f32, from a register to a register."""
+    ranks = request.cluster
+    places = (Place("box", padded(4 * ranks), 2),)
+    push = Act(PUSH, (), 0, 4, EACH, "box", ST_ASYNC)
+    protocol = Protocol(ranks, (4 * ranks,), 2, places, (Act(SYNC), push, Act(WAIT), Act(READ, ("box",)), Act(ARM)))
+    return _made(request, algorithm, protocol, 1, 1, request.dtype, 1)
+
+
+def _broadcast(request: Collective, algorithm: str) -> Design:
+    ranks, bulk = request.cluster, algorithm == "bulk"
+    _, n, width = _sources(request)
+    row, nbytes = padded(n * width), word_bytes(n, width)
+    acts = (
+        *wait(1, only=ROOT, lag=2),
+        Act(FENCE) if bulk else _CALLER_WRITES,
+        Act(SYNC),
+        Act(PUSH, (), 1, ACK_BYTES, ROOT, "ack", ST_ASYNC, lag=1),
+        Act(PUSH, ("src",), 0, nbytes, EACH, "box", BULK if bulk else ST_ASYNC, only=ROOT),
+        *wait(0),
+        Act(READ, ("box",)),
+        Act(SYNC),
+    )
+    places = (Place("src", row), Place("box", row, 2), Place("ack", ranks * ACK_BYTES, 2))
+    tx, before = (nbytes, ranks * ACK_BYTES), _BEFORE if bulk else ()
+    protocol = Protocol(ranks, tx, 2, places, acts, before=before, ending=wait(1, only=ROOT, lag=2), closes=bulk)
+    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, 1)
+
+
+def _multicast(request: Collective, algorithm: str) -> Design:
+    ranks = request.cluster
+    n = request.payload * (ranks if request.kind == "gather" else 1)
+    nbytes = n * request.width
+    push = Act(PUSH, (), 0, nbytes, EACH, "box", MULTICAST)
+    protocol = Protocol(ranks, (nbytes,), 2, (Place("box", nbytes, 2),), (Act(SYNC), push, *wait(0), Act(READ, ("box",))))
+    return _made(request, algorithm, protocol, nbytes // VECTOR, n, request.dtype, 0)
+
+
+# ---- several rounds ----------------------------------------------------------------------------------------------------------------
+
+
+def _scatter_gather(request: Collective, algorithm: str) -> Design:
+    """Pieces of whole vectors (LSE: of whole heads); the last ones may be past the payload's end and mean nothing."""
+    ranks, width = request.cluster, request.width
+    unit = request.dim + TERM_TAIL if request.lse else VECTOR // width
+    n = -(-_sources(request)[1] // ranks // unit) * unit if request.lse else -(-request.payload // (ranks * unit)) * unit
+    out = n // unit * request.dim if request.lse else n
+    row, out_row = n * width, out * width
+    acts = (
+        _CALLER_WRITES,
+        Act(SYNC),
+        Act(PUSH, ("src",), 0, row, EACH, "box", ST_ASYNC),
+        *wait(0),
+        Act(READ, ("box",)),
+        Act(WRITE, ("mid",)),
+        Act(SYNC),
+        Act(PUSH, ("mid",), 1, out_row, EACH, "out", ST_ASYNC),
+        *wait(1),
+        Act(READ, ("out",)),
+    )
+    places = (Place("src", ranks * row), Place("box", ranks * row), Place("mid", out_row), Place("out", ranks * out_row))
+    protocol = Protocol(ranks, (ranks * row, ranks * out_row), 1, places, acts)
+    made = _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, ranks)
+    return replace(made, result_piece=out, result_pieces=ranks)
+
+
+def _doubling(request: Collective, algorithm: str) -> Design:
+    return _doubling_gather(request, algorithm) if request.kind == "gather" else _doubling_reduce(request, algorithm)
+
+
+def _doubling_reduce(request: Collective, algorithm: str) -> Design:
+    """Each round has two rows: the one of the lower rank, and the one of the upper. Own and the partner's are told apart here."""
+    ranks = request.cluster
+    rounds = ranks.bit_length() - 1
+    _, n, width = _sources(request)
+    row = padded(4 * n)
+    acts: list[Act] = [_CALLER_WRITES, Act(SYNC), Act(READ, ("src",))]
+    for r in range(rounds):
+        acts += [Act(WRITE, (f"own{r}",)), Act(SYNC), Act(PUSH, (f"own{r}",), r, 4 * n, PARTNER, f"peer{r}", ST_ASYNC), *wait(r)]
+        acts.append(Act(READ, (f"own{r}", f"peer{r}")))
+    acts += [Act(WRITE, ("out",)), Act(SYNC), Act(READ, ("out",))]
+    # In the arena a set is the rounds' pairs of rows; which row of a pair is a rank's own is the rank's matter.
+    pairs = [Place("pairs", 2 * rounds * row, 2)] if rounds else []
+    halves = [Place(f"{whose}{r}", row, 2, part_of="pairs") for r in range(rounds) for whose in ("own", "peer")]
+    places = (Place("src", padded(n * width)), *pairs, Place("out", padded(_results(request)[1] * width)), *halves)
+    protocol = Protocol(ranks, (4 * n,) * rounds, 2, places, tuple(acts))
+    return _made(request, algorithm, protocol, row // VECTOR, n, "f32", 1)
+
+
+def _doubling_gather(request: Collective, algorithm: str) -> Design:
+    ranks = request.cluster
+    rounds = ranks.bit_length() - 1
+    _, n, width = _sources(request)
+    row = padded(n * width)
+    acts: list[Act] = [_CALLER_WRITES, Act(SYNC), Act(READ, ("src",)), Act(WRITE, ("own",)), Act(SYNC)]
+    for r in range(rounds):
+        have = ("own", *(f"rows{before}" for before in range(r)))
+        acts += [Act(PUSH, have, r, row << r, PARTNER, f"rows{r}", ST_ASYNC), *wait(r)]
+    acts.append(Act(READ, ("own", *(f"rows{r}" for r in range(rounds)))))
+    parts = [Place("own", row, 2, part_of="box"), *(Place(f"rows{r}", row << r, 2, part_of="box") for r in range(rounds))]
+    protocol = Protocol(
+        ranks, tuple(row << r for r in range(rounds)), 2, (Place("src", row), Place("box", ranks * row, 2), *parts), tuple(acts)
+    )
+    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, 1)
+
+
+# ---- off chip ----------------------------------------------------------------------------------------------------------------------
+
+
+def _global(request: Collective, algorithm: str) -> Design:
+    ranks = request.cluster
+    pieces, n, width = _sources(request)
+    row = padded(n * width)
+    result_pieces, result_n = _results(request)
+    only = ROOT if request.kind == "broadcast" else ""
+    acts = (
+        _CALLER_WRITES,
+        Act(SYNC),
+        Act(READ, ("src",), only=only),
+        Act(WRITE, ("rows",), only=only),
+        Act(MEET),
+        Act(READ, ("rows",)),
+        Act(WRITE, ("out",)),
+        Act(SYNC),
+        Act(READ, ("out",)),
+    )
+    places = (
+        Place("src", pieces * row), Place("out", padded(result_pieces * stride(result_n, width) * width)),
+        Place("rows", pieces * row, 2, shared=True),
+    )  # fmt: skip
+    protocol = Protocol(ranks, (), 1, places, acts)
+    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, pieces)
+
+
+_DESIGNS: dict[str, Callable[[Collective, str], Design]] = {
+    "reduce": _one_round, "reduce_scatter": _one_round, "gather": _one_round, "broadcast": _broadcast,
+    "scatter_gather": _scatter_gather, "doubling": _doubling, "multicast": _multicast, "global": _global,
+}  # fmt: skip

@@ -1,0 +1,118 @@
+"""What a collective is asked to do, and everything that is wrong with asking for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+from cfdsl.compiler.config import CLUSTER_SIZES
+from cfdsl.compiler.parts import Part
+from cfdsl.errors import ArgumentError, CfdslError, ClusterSizeUnsupported, ShardDoesNotDivide
+
+KINDS = ("reduce", "reduce_scatter", "gather", "broadcast")
+OPERATORS = ("sum", "max", "min", "lse")
+WIDTH = {"f32": 4, "bf16": 2, "f16": 2}
+LEAST_BYTES = 4
+TERM_TAIL = 4  # f32 behind the outputs of a head in a softmax term; mirrors `primitives.fold.TAIL`
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective on `clusters` clusters of `cluster` ranks: each rank's payload has `shape` and `dtype`.
+
+    `repeat` exchanges back to back inside of one launch; `timed`: with the SM's clock around them.
+    """
+
+    kind: str
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    cluster: int
+    clusters: int = 1
+    repeat: int = 1
+    timed: bool = False
+
+    @property
+    def folds(self) -> bool:
+        """Whether terms are combined: else `op` does not matter."""
+        return self.kind in ("reduce", "reduce_scatter")
+
+    @property
+    def lse(self) -> bool:
+        return self.folds and self.op == "lse"
+
+    @property
+    def width(self) -> int:
+        """Bytes of an element."""
+        return WIDTH[self.dtype]
+
+    @property
+    def payload(self) -> int:
+        """Elements of one rank's `x`."""
+        return prod(self.shape)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes that one rank brings: with LSE, (m, l) of each head too."""
+        return self.payload * self.width + (8 * self.heads if self.lse else 0)
+
+    @property
+    def heads(self) -> int:
+        return self.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Of a head, for LSE."""
+        return self.shape[1] if self.lse else 0
+
+    @property
+    def result_shape(self) -> tuple[int, ...]:
+        """Of one rank's `y`."""
+        first, *rest = self.shape
+        if self.kind == "reduce_scatter":
+            first //= self.cluster
+        if self.kind == "gather":
+            first *= self.cluster
+        return (first, *rest)
+
+    @property
+    def text(self) -> str:
+        """In words, for errors and listings."""
+        shape = "x".join(map(str, self.shape))
+        op = f" {self.op}" if self.folds else ""
+        return f"{self.kind}{op} of {self.dtype} {shape} on clusters of {self.cluster}"
+
+
+def mistakes(request: Collective, part: Part) -> Iterator[CfdslError]:
+    """Everything that no algorithm could do, or that nobody could mean."""
+    yield from _choices(request)
+    if request.cluster not in CLUSTER_SIZES or request.cluster > part.cluster_limit:
+        yield ClusterSizeUnsupported(size=request.cluster, supported=[size for size in CLUSTER_SIZES if size <= part.cluster_limit])
+    for name, value in (("clusters", request.clusters), ("repeat", request.repeat)):
+        if not (isinstance(value, int) and value >= 1):
+            yield ArgumentError(argument=name, expected="an integer of at least 1", got=repr(value))
+    if not request.shape or not all(isinstance(size, int) and size >= 1 for size in request.shape):
+        yield ArgumentError(argument="shape", expected="a tuple of at least one positive integer", got=repr(request.shape))
+        return
+    if request.dtype in WIDTH and request.payload * request.width < LEAST_BYTES:
+        got = f"{request.payload} x {request.width} bytes"
+        yield ArgumentError(argument="shape", expected=f"a payload of at least {LEAST_BYTES} bytes", got=got)
+    if request.kind == "reduce_scatter" and request.cluster in CLUSTER_SIZES and request.shape[0] % request.cluster:
+        yield ShardDoesNotDivide(op="reduce_scatter", dim=0, size=request.shape[0], parts=request.cluster, axis="ranks")
+    if request.lse:
+        yield from _softmax(request)
+
+
+def _choices(request: Collective) -> Iterator[CfdslError]:
+    for name, value, known in (("kind", request.kind, KINDS), ("op", request.op, OPERATORS), ("dtype", request.dtype, tuple(WIDTH))):
+        if value not in known:
+            yield ArgumentError(argument=name, expected=f"one of {', '.join(known)}", got=repr(value))
+
+
+def _softmax(request: Collective) -> Iterator[CfdslError]:
+    if request.dtype != "f32":
+        yield ArgumentError(argument="dtype", expected="f32 for op='lse' (unnormalised outputs)", got=repr(request.dtype))
+    if len(request.shape) != 2 or request.shape[1] % 4:
+        expected = "(heads, dim) with dim a multiple of 4 for op='lse'"
+        yield ArgumentError(argument="shape", expected=expected, got=repr(request.shape))

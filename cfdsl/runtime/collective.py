@@ -1,0 +1,84 @@
+"""collective(): one exchange among the CTAs of a cluster as a kernel of its own, without writing a fusion."""
+
+from __future__ import annotations
+
+from cfdsl.compiler.collective.choose import candidates
+from cfdsl.compiler.collective.request import Collective, mistakes
+from cfdsl.compiler.parts import Part, part_named
+from cfdsl.errors import raise_all
+from cfdsl.runtime import device, toolchain
+from cfdsl.runtime.build import from_lowered
+from cfdsl.runtime.kernel import Kernel
+
+
+class CollectiveKernel(Kernel):
+    """A compiled collective, called as any Kernel: `kernel(x, y)`, with op "lse" `kernel(x, ml, y)`; `cycles` comes last if it is timed."""
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm that was chosen, or asked for."""
+        return str(self.lowered.design.algorithm)
+
+    @property
+    def smem_bytes(self) -> int:
+        """Shared memory of one CTA."""
+        return self.plan.smem_bytes
+
+    @property
+    def bytes_pushed(self) -> int:
+        """Bytes of distributed shared memory that one rank (of a broadcast: rank 0) sends to others in one exchange."""
+        return int(self.lowered.design.bytes_pushed)
+
+    @property
+    def bytes_global(self) -> int:
+        """Bytes of device memory that one rank moves in one exchange; bringing the payload and writing the result do not count."""
+        return int(self.lowered.design.bytes_global)
+
+
+def collective(
+    kind: str,
+    *,
+    op: str = "sum",
+    shape: tuple[int, ...],
+    dtype: str = "f32",
+    cluster: int,
+    clusters: int = 1,
+    algorithm: str | None = None,
+    repeat: int = 1,
+    timed: bool = False,
+    part: Part | str | None = None,
+) -> CollectiveKernel:
+    """A kernel that does one collective on torch tensors: x (clusters, cluster, *shape) -> y (clusters, cluster, *result shape).
+
+    kind        "reduce": y = op over the ranks of x, on every rank. "reduce_scatter": rank p gets slice p of that, along dimension 0.
+                "gather": the ranks' x along dimension 0. "broadcast": rank 0's x.
+    op          "sum", "max", "min" (a NaN loses against a number), or "lse": x is o (heads, dim) unnormalised, with ml (clusters, cluster,
+                heads, 2): the base-2 maximum and the sum; y is normalised. Sums are in float32 whatever `dtype` is.
+    dtype       "f32", "bf16" or "f16"; "lse" takes f32
+    algorithm   None: the cost model's choice, see `kernel.stages["choice"]`; or one of `collective_algorithms(...)`
+    repeat      exchanges back to back inside of one launch, with the same result
+    timed       one more output `cycles` (clusters, cluster) i32: the SM's clock from before the first exchange to after the last
+    part        what to compile for; default: the GPU at hand
+
+    Every rank gets the same bits, and the same on each run. Raises one error with everything that is wrong.
+    """
+    target = device.part_at_hand() if part is None else part_named(part) if isinstance(part, str) else part
+    request = Collective(kind, op, tuple(shape), dtype, cluster, clusters, repeat, timed)
+    toolchain.default_arch(target.arch)  # before what follows: lowering imports what knows CuTe DSL
+    from cfdsl.compiler.collective.lower import lower_collective
+
+    kernel = from_lowered(lower_collective(request, target, algorithm), CollectiveKernel)
+    if part is None:
+        kernel.prepare()
+    return kernel
+
+
+def collective_algorithms(
+    kind: str, *, op: str = "sum", shape: tuple[int, ...], dtype: str = "f32", cluster: int, part: Part | str = "h100-sxm"
+) -> tuple[str, ...]:
+    """The names of the algorithms that can do this, fastest by estimate first. Raises what is wrong with asking for it."""
+    target = part_named(part) if isinstance(part, str) else part
+    request = Collective(kind, op, tuple(shape), dtype, cluster)
+    raise_all(mistakes(request, target))
+    found = [c for c in candidates(request, target) if c.cycles is not None]
+    return tuple(c.algorithm for c in sorted(found, key=lambda c: c.cycles or 0.0))

@@ -1,0 +1,55 @@
+"""Compile the kernels of many cases at once, in processes of their own, into the disk cache, where the measuring process finds them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from importlib import import_module
+from multiprocessing import get_context
+
+from cfdsl.compiler.parts import Part
+from cfdsl.runtime.exchange_bench.cases import Case
+
+MOST_JOBS = 16  # a compiler process takes up to 2 GB
+FACTORY = "cfdsl:collective"  # module and name: a spawned process imports it anew
+
+Log = Callable[[str], None]
+
+
+def compile_case(case: Case, part: Part | None, factory: str = FACTORY) -> str:
+    """Compile the kernels of one case; returns what went wrong, or nothing. The measuring process meets the same error and reports it."""
+    module, _, name = factory.partition(":")
+    try:
+        make = getattr(import_module(module), name)
+        for repeat, timed in case.builds:
+            make(case.kind, **case.arguments(repeat, timed, part))
+    except Exception as error:  # whatever the compiler may raise; an exception that cannot be pickled would break the pool
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def warm(cases: Sequence[Case], part: Part | None, jobs: int, log: Log, pool: Executor | None = None, factory: str = FACTORY) -> int:
+    """Compile all cases `jobs` at a time (0 or 1: not at all, each is compiled when it is measured); returns how many failed.
+
+    Only warms the cache: if the processes cannot be had, measuring compiles by itself, only later. `pool` takes the place of spawned ones.
+    """
+    jobs = min(jobs, len(cases))
+    if jobs < 2 and pool is None:
+        return 0
+    failed = 0
+    try:
+        with pool or ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as workers:
+            waiting = [workers.submit(compile_case, case, part, factory) for case in cases]
+            for done, future in enumerate(as_completed(waiting), 1):
+                failed += bool(future.result())
+                if done % 25 == 0 or done == len(waiting):
+                    log(f"compiled {done} of {len(waiting)} cases")
+    except (OSError, RuntimeError) as error:  # BrokenProcessPool is a RuntimeError: out of memory, most likely
+        log(f"not all could be compiled ahead ({type(error).__name__}: {error}); the rest is compiled one by one")
+    return failed
+
+
+def default_jobs() -> int:
+    """One process per core that this process may use, at most `MOST_JOBS`."""
+    return min(MOST_JOBS, len(os.sched_getaffinity(0)))
