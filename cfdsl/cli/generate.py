@@ -120,4 +120,4 @@ def summary(prompt: int, times: list[float]) -> str:
     if made < 2:
         return f"{text}; no further token"
     rest = times[-1] - times[1]
-    return f"{text}; {plural(made - 1, 'further token')} in {rest:.2f} s: {trim((made - 1) / max(rest, 1e-9))} tokens/s"
+    return f"{text}; {plural(made - 1, 'further token')} in {rest:.2f} s: {trim((made - 1) / max(rest, 1e-9), 2)} tokens/s"

@@ -122,6 +122,30 @@ def test_a_step_by_hand_and_what_it_leaves_in_the_cache() -> None:
     assert not both[0].equal(kept)
 
 
+@pytest.mark.parametrize("kind", ["Llama", "Mistral"])
+def test_a_cache_goes_back_and_forth(kind: str) -> None:
+    """Decode by cfdsl, by Hugging Face, more prompt, by cfdsl: each goes on where the other stopped."""
+    model = tiny(kind, **({"sliding_window": 128} if kind == "Mistral" else {}))
+    calls = [[[5]], [[6]], [[7, 8, 9]], [[10]]]
+
+    def logits(ours: set[int]) -> list[torch.Tensor]:
+        cache, found = prefilled(model), []
+        for step, ids in enumerate(calls):
+            if step in ours:
+                patch(model, backend="oracle")
+            at = 8 + sum(len(before[0]) for before in calls[:step])
+            position = {"cache_position": torch.arange(at, at + len(ids[0]))} if not hasattr(cache.layers[0], "cumulative_length") else {}
+            with torch.no_grad():
+                found.append(model(torch.tensor(ids), past_key_values=cache, **position).logits[0, -1].float())
+            if step in ours:
+                unpatch(model)
+        return found
+
+    for ours, theirs in zip(logits({0, 2, 3}), logits(set()), strict=True):
+        assert (ours - theirs).norm() < 2e-2 * theirs.norm()
+    assert [decoder.steps for decoder in PlainDecoder.made] == [1, 1]
+
+
 def test_everything_else_stays_hugging_face(plain: type[PlainDecoder]) -> None:
     model = tiny()
     ids = torch.tensor(PROMPT)
