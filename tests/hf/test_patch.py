@@ -257,6 +257,13 @@ def test_all_that_is_wrong_with_a_call_is_said_at_once() -> None:
     assert PlainDecoder.made == []
 
 
+def test_tuples_of_early_versions_are_refused() -> None:
+    model = tiny()
+    patch(model, backend="oracle")
+    pair = (torch.zeros(1, 2, 3, 64), torch.zeros(1, 2, 3, 64))
+    assert "its cache is a tuple" in refused(model, past_key_values=(pair, pair))
+
+
 def test_generate_without_a_static_cache_is_refused() -> None:
     model = tiny()
     patch(model, backend="oracle")
