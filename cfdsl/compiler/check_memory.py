@@ -158,7 +158,7 @@ def workspaces(plan: KernelPlan) -> Found:
 def _reads(step: Step) -> tuple[str, ...]:
     """Everything that a step reads by name, variables and shared memory too."""
     tree: Expr | None = step.params.get("tree")
-    fetched = (step.params["workspace"],) if step.op == "fetch" else ()
+    fetched: tuple[str, ...] = (step.params["workspace"],) if step.op == "fetch" else ()
     if step.op == "terms_push":
         fetched = (step.params["outs"], step.params["stats"])
     if step.op == "store_index":

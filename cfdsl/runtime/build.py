@@ -64,7 +64,7 @@ def compile(
     from cfdsl.compiler.stages import lower
 
     lowered = lower(fusion, resolve(model), batch, dtype, target, overrides, options, sizes)
-    kernel = from_lowered(lowered)
+    kernel: Kernel = from_lowered(lowered)
     if part is None:
         kernel.prepare()
     return kernel
