@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import weakref
@@ -77,7 +78,11 @@ class Patched:
     @torch.no_grad()
     def decode(self, call: Mapping[str, Any]) -> Any:
         """One token: logits as Hugging Face returns them, the cache one token longer."""
-        model, cache = self.model, call["past_key_values"]
+        weight = self.model.model.norm.weight
+        with torch.cuda.device(weight.device) if weight.is_cuda else contextlib.nullcontext():  # the current one may be another
+            return self._decode(self.model, call["past_key_values"], call)
+
+    def _decode(self, model: Any, cache: Any, call: Mapping[str, Any]) -> Any:
         ends = checks.end_addresses(model)
         session = None if isinstance(cache, tuple) else self.sessions.get(cache)  # a tuple, of an early version, is refused below
         if session is not None and session.fits(cache, ends):
@@ -96,7 +101,8 @@ class Patched:
         raise_all(checks.weight_errors(self.model, self.dtype, self.backend))
         found = static_tensors(cache)
         assert found is not None
-        self.sessions[cache] = Session(self.sizes, checks.weights(self.model), found, ends, self.dtype, self.backend)
+        with torch.inference_mode(False):  # what a session allocates outlives the caller's inference_mode
+            self.sessions[cache] = Session(self.sizes, checks.weights(self.model), found, ends, self.dtype, self.backend)
         return self.sessions[cache]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from tiny import PROMPT, assert_same, generated, tiny
 from cfdsl.errors import DecodeRefused
 from cfdsl.hf import patch, peer, unpatch
 from cfdsl.hf.decode_bench import benchmark_decode
-from cfdsl.models import PRESETS
+from cfdsl.hf.weights import folder_weights
+from cfdsl.models import PRESETS, ModelConfig
 
 pytestmark = pytest.mark.gpu
 
@@ -125,6 +127,16 @@ def test_bench_decode_runs_beside_hugging_face() -> None:
     [found] = row["peers"]
     assert found["logits_error"] < 3e-2
     assert found["us"] > 0
+
+
+def test_a_folder_is_read_onto_the_gpu(tmp_path: Path) -> None:
+    model = tiny_on_gpu()
+    model.save_pretrained(tmp_path)
+    found, converted = folder_weights(tmp_path, ModelConfig.from_hf(tmp_path), "bf16", "cuda")
+    assert converted == ()
+    state = model.state_dict()
+    assert set(found) == set(state)
+    assert all(found[name].equal(state[name]) and found[name].data_ptr() % 16 == 0 for name in state)
 
 
 def test_the_commands_run() -> None:

@@ -160,6 +160,16 @@ def test_everything_else_stays_hugging_face(plain: type[PlainDecoder]) -> None:
     assert plain.made == []
 
 
+def test_a_session_begun_in_inference_mode_goes_on_without() -> None:
+    model = tiny()
+    patch(model, backend="oracle")
+    cache = prefilled(model)
+    with torch.inference_mode():
+        model(torch.tensor([[5]]), past_key_values=cache)
+    model(torch.tensor([[5]]), past_key_values=cache)
+    assert PlainDecoder.made[0].steps == 2
+
+
 def test_a_session_per_cache_that_goes_with_it() -> None:
     model = tiny()
     patch(model, backend="oracle")
