@@ -11,7 +11,10 @@ from runner import run
 from tiny import assert_same, generated, tiny
 
 from cfdsl.hf import patch, unpatch
+from cfdsl.hf.weights import random_weights
 from cfdsl.models import PRESETS
+from cfdsl.runtime import decode_benchmark, measure
+from fusions.decoder import Decoder
 
 
 @pytest.mark.parametrize(
@@ -50,3 +53,22 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert sampled.code == 0, sampled.err
     assert len(sampled.out.split()) == 3
+
+
+def test_the_kernels_of_a_step_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The breakdown is of the real decoder's launches: their names, bytes, and copies of their tensors."""
+    calls: list[Any] = []
+    monkeypatch.setattr(measure, "time_graph", lambda given: calls.append(given) or measure.Timing(2.0, 1.0, 3.0, len(given), 1))
+    monkeypatch.setattr(measure, "l2_bytes", lambda: 4 << 20)
+    sizes = PRESETS["smollm2-135m"].with_(layers=3, vocab=300, intermediate=128)
+    decoder = Decoder(sizes, random_weights(sizes), capacity=64, backend="oracle")
+    rows = decode_benchmark.measure_kernels(decoder, 40, 1000.0)
+    assert [(row["name"], row["launches"]) for row in rows] == [("embedding", 1), ("attention_block", 3), ("ffn_block", 3), ("lm_head", 1)]
+    assert sum(row["bytes"] * row["launches"] for row in rows) == decoder.kernel_bytes(40)
+    assert [row["cold"] for row in rows] == [False, True, True, True]  # one row of the embedding evicts nothing
+    assert decode_benchmark.totals(rows) == 2.0 * 8
+    attention, copy = calls[1][0], calls[1][3]
+    assert (copy.name, copy.layer, copy.kernel) == (attention.name, 0, attention.kernel)
+    for arg, one, other in zip(attention.kernel.args, attention.args, copy.args, strict=True):
+        assert (one.data_ptr() != other.data_ptr()) == (arg.role in ("weight", "cache")), arg.name
+        assert one.shape == other.shape
