@@ -195,6 +195,18 @@ def test_the_peers_of_other_fusions(fusion: cf.Fusion, options: dict[str, Any]) 
         assert peer.make(model, given, 0, **options)[0] is forward
 
 
+def test_sets_are_few_where_they_are_large(on_cpu: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An embedding reads a row of a large table: 64 tables would be made for a launch of a kilobyte."""
+    kernel = SimpleNamespace(
+        lowered=SimpleNamespace(placed=place(embedding.trace(MODEL), Mesh(1, 1))), plan=SimpleNamespace(dtype="bf16"),
+        args=(Arg("y", (1, 576), "bf16", "output"),),
+    )  # fmt: skip
+    monkeypatch.setattr(benchmark, "MOST_BYTES", 130 << 20)
+    made = benchmark.Bench(embedding, MODEL, kernel, {}, 0)  # type: ignore[arg-type]
+    assert len(made.sets) == 3, "of 54 MB each"
+    assert not made.cold
+
+
 def test_poison_is_no_result() -> None:
     floats, indices = torch.zeros(2), torch.zeros(2, dtype=torch.int32)
     for tensor in (floats, indices):
