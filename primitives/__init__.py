@@ -24,6 +24,13 @@ The dataflows (collectives between the CTAs of a cluster instead of round trips 
     kv           cache lengths, and appending a token
     attention    one token's attention over the ring, split over warps and ranks
     multicast    a vector of global memory to all ranks of a cluster, each asking for its part
-    cluster_gather, cluster_reduce    the two collectives on a cluster
+    cluster_gather, cluster_reduce    the two collectives on a cluster, once per launch, as fused kernels use them
     grid         the grid barrier, and collectives through global memory
+    transfer     rows of shared memory to other ranks: asynchronous stores, bulk copies
+    fold         terms of a Partial combined in rank order: SUM, MAX, MIN, LSE
+    channel      a collective's place in shared memory, and its barriers through the calls of a loop
+    collectives  cluster_reduce, cluster_reduce_scatter, cluster_gather, cluster_broadcast, for loops, by several algorithms
+    doubling     recursive doubling, as in the paper
+    offchip      grid_reduce, grid_gather, grid_broadcast: the same by way of global memory
+    staging      a payload between global and shared memory
 """

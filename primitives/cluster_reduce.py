@@ -11,7 +11,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 
-from primitives import cta, exchange
+from primitives import cta, exchange, fold, transfer
 
 
 @cute.jit
@@ -39,20 +39,13 @@ def push(
 
     `n` is a multiple of 4. Bytes on each rank's `mbar`: ranks * n * 4; a rank sends (ranks - 1) * n * 4 to others. One round.
     """
-    vectors = cutlass.const_expr(n // 4)
-    for i in cutlass.range(cta.thread(), vectors * ranks, threads, unroll=1):
-        v = i % vectors
-        exchange.push4(box.iterator + (rank * n + v * 4), src.iterator + v * 4, mbar, i // vectors)
+    transfer.push(src.iterator, 0, box.iterator + rank * n, 4 * n, mbar, rank, ranks, threads)
 
 
 @cute.jit
 def sum_rows(box: cute.Tensor, dst: cute.Tensor, n: cutlass.Constexpr, ranks: cutlass.Constexpr, threads: cutlass.Constexpr):
     """All-reduce, the sum, after `exchange.wait`: `dst[i]` = sum over ranks of `box[:, i]`. Synchronise before reading `dst`."""
-    for i in cutlass.range(cta.thread(), n, threads, unroll=1):
-        acc = box[0, i]
-        for p in cutlass.range_constexpr(1, ranks):
-            acc += box[p, i]
-        dst[i] = acc
+    fold.rows(box.iterator, n, ranks, dst.iterator, n, fold.SUM, threads)
 
 
 @cute.jit

@@ -175,6 +175,18 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: this is a mistake in cfdsl; report it with the generated source.",
     ),
     (
+        errors.AlgorithmUnsupported(
+            request="gather of f32 9 on clusters of 4", algorithm="bulk", reasons=[("bulk", "36 bytes")], possible=["push", "global"]
+        ),
+        "gather of f32 9 on clusters of 4 cannot be done by 'bulk':\n  - bulk: 36 bytes\n"
+        "  remedy: use 'push' or 'global', or leave the algorithm to the cost model.",
+    ),
+    (
+        errors.AlgorithmUnsupported(request="gather of f32 99999 on clusters of 4", algorithm=None, reasons=[("push", "no room")]),
+        "gather of f32 99999 on clusters of 4 cannot be done:\n  - push: no room\n"
+        "  remedy: use a smaller payload or a larger cluster, or write it with several calls.",
+    ),
+    (
         errors.ColdCompileInCapture(kernel="rms_norm"),
         "the kernel rms_norm is not loaded yet and a CUDA graph is being captured.\n"
         "  remedy: call the kernel (or kernel.prepare()) once before the capture.",

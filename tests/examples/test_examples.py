@@ -18,7 +18,10 @@ from hypothesis import strategies as st
 import cfdsl as cf
 
 FOLDER = Path(__file__).parents[2] / "examples"
-NAMES = ["01_smallest_spec", "02_a_collective", "03_attention_block", "04_your_own_fusion", "05_inspect", "08_real_text"]
+NAMES = [
+    "01_smallest_spec", "02_a_collective", "03_attention_block", "04_your_own_fusion", "05_inspect", "06_collectives", "07_by_hand",
+    "08_real_text",
+]  # fmt: skip
 
 
 def load(name: str) -> ModuleType:
@@ -98,6 +101,24 @@ def test_inspect(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert "67,108,864 of cache. At 3,150 GB/s that takes 63.9 us" in out  # 4096 tokens x 2 x 32 x 128 x 2
     assert re.search(r"SASS: [1-9]\d* bulk copy instructions", out)
     assert re.search(r"^ +cluster_reduce\.scatter\(", out, re.MULTILINE)
+
+
+@pytest.mark.compile
+def test_collectives(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = output("06_collectives", capsys, monkeypatch)
+    assert re.search(r"^  push +[\d,]+ cycles expected", out, re.MULTILINE)
+    assert re.search(r"^ +collectives\.cluster_reduce\(smem, CHANNEL, i, src, rank\)", out, re.MULTILINE)
+    assert "Errors: 3 mistakes:" in out
+    assert "cannot be done by 'multicast'" in out
+    assert "not launched" in out
+
+
+@pytest.mark.compile
+def test_by_hand(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = output("07_by_hand", capsys, monkeypatch)
+    assert out.count("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32") == 1
+    assert "barrier.cluster.arrive.relaxed" in out
+    assert "not launched" in out
 
 
 def test_real_text_without_its_weights_says_where_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,10 +41,10 @@ class Case:
     loose: tuple[str, ...] = ()
     _programs: list[Program] = field(default_factory=list, repr=False, compare=False)
 
-    def build(self) -> Program:
-        """Compile it, now and anew."""
+    def build(self, pdl: bool = False) -> Program:
+        """Compile it, now and anew; `pdl`: for programmatic dependent launch."""
         tensors = (*self.ins, *self.outs.values())
-        return harness.build(self.kernel, tensors, *self.constants, grid=self.grid, cluster=self.cluster, block=self.block)
+        return harness.build(self.kernel, tensors, *self.constants, grid=self.grid, cluster=self.cluster, block=self.block, pdl=pdl)
 
     @property
     def program(self) -> Program:

@@ -67,10 +67,10 @@ def leave() -> None:
 @cute.jit
 def _launch(
     tensors, stream: cuda.CUstream, kernel: cutlass.Constexpr, constants: cutlass.Constexpr,
-    grid: cutlass.Constexpr, cluster: cutlass.Constexpr, block: cutlass.Constexpr,
+    grid: cutlass.Constexpr, cluster: cutlass.Constexpr, block: cutlass.Constexpr, pdl: cutlass.Constexpr,
 ):
     kernel(*tensors, *constants).launch(
-        grid=[grid, 1, 1], block=[block, 1, 1], cluster=[cluster, 1, 1], stream=stream, min_blocks_per_mp=1
+        grid=[grid, 1, 1], block=[block, 1, 1], cluster=[cluster, 1, 1], stream=stream, use_pdl=pdl, min_blocks_per_mp=1
     )
 
 
@@ -93,13 +93,16 @@ class Program:
         """Launch on torch's current stream and wait."""
         import torch
 
+        self.start(torch.tensor(late, dtype=torch.int32, device="cuda"), *tensors)
+        torch.cuda.synchronize()
+
+    def start(self, who: Any, *tensors: Any) -> None:
+        """Launch on torch's current stream; `who` is `late` as a tensor."""
         if self._function is None:
             symbol = f"harness_{next(_numbers)}"
             self.compiled.export_to_c(f"{_folder().name}/{symbol}.o", symbol)
             self._function = getattr(cute.runtime.load_module(f"{_folder().name}/{symbol}.o", enable_tvm_ffi=True), symbol)
-        who = torch.tensor(late, dtype=torch.int32, device="cuda")
         self._function((who, *tensors))
-        torch.cuda.synchronize()
 
 
 _numbers = itertools.count()
@@ -112,11 +115,13 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 
-def build(kernel: Any, tensors: Tensors, *constants: Any, grid: int = 1, cluster: int = 1, block: int = THREADS) -> Program:
+def build(
+    kernel: Any, tensors: Tensors, *constants: Any, grid: int = 1, cluster: int = 1, block: int = THREADS, pdl: bool = False
+) -> Program:
     """Compile `kernel(late, *tensors, *constants)` for `grid` CTAs of `block` threads in clusters of `cluster`."""
     fake = [_fake("i32", (2,)), *(_fake(dtype, shape) for dtype, shape in tensors)]
     compiled = cute.compile(
-        _launch, tuple(fake), make_fake_stream(use_tvm_ffi_env_stream=True), kernel, constants, grid, cluster, block,
+        _launch, tuple(fake), make_fake_stream(use_tvm_ffi_env_stream=True), kernel, constants, grid, cluster, block, pdl,
         options=f"--enable-tvm-ffi --keep-ptx --keep-cubin --gpu-arch sm_90a --dump-dir={_folder().name}",
     )  # fmt: skip
     return Program(compiled)

@@ -10,14 +10,16 @@ from case import Case, Outs
 from torch import Tensor
 
 from cfdsl.compiler.collective.designs import design
-from cfdsl.compiler.collective.request import Collective
+from cfdsl.compiler.collective.request import KINDS, Collective
 
 CLUSTERS = 2
 CALLS = 7  # each set three times and more
 
 
-def looped(kind: str, algorithm: str, ranks: int, shape: tuple[int, ...] = (203,), op: str = "sum", dtype: str = "f32") -> Case:
-    """The case of one algorithm, CALLS calls in a row. The variant is the number of calls."""
+def looped(
+    kind: str, algorithm: str, ranks: int, shape: tuple[int, ...] = (203,), op: str = "sum", dtype: str = "f32", apart: bool = False
+) -> Case:
+    """The case of one algorithm, CALLS calls in a row. The variant is the number of calls. `apart`: by CTAs that are no cluster."""
     request = Collective(kind, op, shape, dtype, ranks, CLUSTERS)
     made = design(request, algorithm)
     how = loop_kernels.constant(made)
@@ -41,9 +43,10 @@ def looped(kind: str, algorithm: str, ranks: int, shape: tuple[int, ...] = (203,
         outs = {"sync": ("i32", (32 * (1 + CLUSTERS),)), "ws": ("f32", (made.workspace_words(),)), **outs}
     kernel = loop_kernels.looped_offchip if made.offchip else loop_kernels.looped
     what = f"{op} " if request.folds else ""
+    name = f"loop {kind} {what}{dtype} by {algorithm}, {ranks} {'CTAs' if apart else 'ranks'}"
     return Case(
-        f"loop {kind} {what}{dtype} by {algorithm}, {ranks} ranks", kernel, (("i32", (1,)),), outs, check, (made, how), make, (CALLS, 1, 2),
-        grid=ctas, cluster=ranks, block=32 * made.warps, loose=("ws", "sync"),
+        name, kernel, (("i32", (1,)),), outs, check, (made, how), make, (CALLS, 1, 2), grid=ctas, cluster=1 if apart else ranks,
+        block=32 * made.warps, loose=("ws", "sync"),
     )  # fmt: skip
 
 
@@ -63,4 +66,6 @@ LOOPS = (
     *(looped("gather", algorithm, ranks, (35,), dtype="bf16") for ranks in (1, 2, 8, 16) for algorithm in ("push", "doubling")),
     *(looped("reduce_scatter", "push", ranks, (48,), "max") for ranks in (1, 2, 8, 16)),
     *(looped("broadcast", "push", ranks, (6,)) for ranks in (1, 2, 8, 16)),
+    *(looped(kind, "global", ranks, (64,), dtype="bf16") for kind in KINDS for ranks in (1, 2, 8, 16)),
+    *(looped(kind, "global", 16, (48,), apart=True) for kind in KINDS),
 )

@@ -9,7 +9,7 @@ import cutlass.cute as cute
 import harness
 from cutlass import BFloat16, Float16, Float32, Int32
 
-from cfdsl.compiler.collective.designs import Design
+from cfdsl.compiler.collective.design import Design
 from cfdsl.compiler.emit.collective import channel_text, route_text
 from primitives import channel, collectives, cta, fold, offchip
 
@@ -113,16 +113,18 @@ def looped_offchip(
     late: cute.Tensor, length: cute.Tensor, sync: cute.Tensor, ws: cute.Tensor, wrong: cute.Tensor, design: cutlass.Constexpr,
     how: cutlass.Constexpr,
 ):
-    """As `looped`, by way of device memory."""
+    """As `looped`, by way of device memory: CTAs that follow each other are a group, whether they are a cluster or not."""
     request = cutlass.const_expr(design.request)
     smem = cta.arena(design.smem_bytes)
     harness.enter(smem, design.smem_bytes, how.threads)
-    rank = cute.arch.block_idx_in_cluster()
     block, _, _ = cute.arch.block_idx()
     group = block // request.cluster
+    rank = block % request.cluster
     harness.meet(late)
     src = cute.recast_ptr((smem + design.protocol.place("src").offset).align(16), dtype=DTYPES[request.dtype])
     out = cute.recast_ptr((smem + design.protocol.place("out").offset).align(16), dtype=DTYPES[request.dtype])
+    cute.arch.griddepcontrol_launch_dependents()
+    cute.arch.griddepcontrol_wait()
     started = offchip.start(sync, group)
     bad = Int32(0)
     looked = Int32(0)

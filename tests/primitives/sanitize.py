@@ -43,10 +43,27 @@ def attention_block() -> None:
         assert error <= 4e-3, f"qkv={qkv}: relative error {error:.2e}"
 
 
+def collectives() -> None:
+    """Softmax terms, one word, and what comes by multicast, each by every algorithm that can."""
+    import cfdsl
+
+    heads = (8, 64)
+    for kind, op, shape in (("reduce", "lse", heads), ("reduce_scatter", "lse", heads), ("reduce", "sum", (1,)), ("gather", "sum", (64,))):
+        for algorithm in cfdsl.collective_algorithms(kind, op=op, shape=shape, cluster=4):
+            kernel = cfdsl.collective(kind, op=op, shape=shape, cluster=4, clusters=2, algorithm=algorithm, repeat=3)
+            tensors = {a.name: torch.ones(a.shape, device="cuda") for a in kernel.args}
+            kernel(**tensors)
+            torch.cuda.synchronize()
+            y = tensors["y"]
+            want = 4.0 if (kind, op) == ("reduce", "sum") else 1.0  # of terms that are all 1, with a sum of 1, the average is 1
+            assert bool((y == want).all()), f"{kind} {op} by {algorithm}: {y.flatten()[:4].tolist()}, not {want}"
+
+
 def main(text: str = "") -> int:
     """Run all that match; the number of failures, at most 1."""
     todo = [(case.name, lambda case=case: one_case(case)) for case in cases.ALL_CASES]
     todo.append(("attention_block", attention_block))
+    todo.append(("collectives", collectives))
     failed = 0
     for name, launch in todo:
         if text not in name:

@@ -21,7 +21,7 @@ from primitives import ring as rings
 ALL, NONE = -1, -2  # of CTAs or warps, in `late`
 DELAY = 40_000  # cycles that who is late loses, 20 us: an age to the others, who need one or two
 OVERWRITE = 10_000  # cycles in which a copy that was not held back surely lands
-POLLS = 1 << 14  # of a barrier, before it goes on regardless: longer than several delays
+POLLS = 1 << 15  # of a barrier, before it goes on regardless: longer than several delays
 
 
 @cute.jit
@@ -86,21 +86,22 @@ def stress(target: str = "", call: int | None = None) -> Iterator[None]:
     """While a kernel is traced: delays for who is late, bounded waits, and the barrier `target` left out.
 
     `call` counts the calls of `target` in program order from 0; None leaves all of them out. `target` is one of cta.consumer_sync,
-    exchange.wait, ring.wait, ring.acquire, grid.barrier; or empty, to delay and leave nothing out. ValueError if no call was dropped.
+    exchange.wait, ring.wait, ring.acquire, grid.barrier, grid.meet; or empty, to delay and leave nothing out. ValueError if no call was
+    dropped.
     """
     global _stress
     state = _stress = _Stress(target, call)
     dropped = 0
 
     def dropping(name: str, original: Any, instead: Any, then: Any) -> Any:
-        def patched(*args: Any) -> None:
+        def patched(*args: Any) -> Any:
             nonlocal dropped
             if state.drops(name):
                 dropped += 1
-                instead()
-            else:
-                original(*args)
-                then()
+                return instead()
+            result = original(*args)
+            then()
+            return result
 
         return patched
 
@@ -114,6 +115,7 @@ def stress(target: str = "", call: int | None = None) -> Iterator[None]:
         (rings, "ring.wait", "wait", nothing, nothing),
         (rings, "ring.acquire", "acquire", lambda: pause(OVERWRITE), nothing),
         (grid, "grid.barrier", "barrier", nothing, nothing),
+        (grid, "grid.meet", "meet", nothing, nothing),
     ):
         patches.append(mock.patch.object(module, attribute, dropping(name, getattr(module, attribute), instead, then)))
     try:

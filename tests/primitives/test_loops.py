@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
 import cases
 import pytest
+import soak
 from cases import Case
 from expect import no_local_memory, only_the_frames_cluster_barriers, ptx_has, right_and_repeatable
+
+from cfdsl.compiler.collective.protocol import Act
+from primitives import cta, exchange, grid, transfer
 
 ST_ASYNC = "st.async.shared::cluster.mbarrier::complete_tx::bytes"
 COPY = "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes"
 WAIT = "mbarrier.try_wait.parity.shared.b64"
+EACH_ALGORITHM = [case for case in cases.LOOPS if case.cluster == 4 and not {"max", "min"} & set(case.name.split())]
 
 
 @pytest.mark.compile
@@ -33,7 +44,62 @@ def test_instructions(name: str, wanted: dict[str, int | None]) -> None:
     no_local_memory(program)
 
 
+def recorded(case: Case) -> list[tuple[str, int]]:
+    """What a case's kernel does as it is traced: acts of a protocol with their bytes, those inside of others left out."""
+    acts: list[tuple[str, int]] = []
+    inside = 0
+
+    def recording(name: str, original: Any, nbytes: Callable[..., int]) -> Any:
+        def patched(*args: Any) -> Any:
+            nonlocal inside
+            if not inside:
+                acts.append((name, nbytes(*args)))
+            inside += 1
+            try:
+                return original(*args)
+            finally:
+                inside -= 1
+
+        return patched
+
+    def none(*args: Any) -> int:
+        return 0
+
+    with contextlib.ExitStack() as stack:
+        for module, attribute, name, nbytes in (
+            (cta, "consumer_sync", "sync", none), (transfer, "fence", "fence", none), (exchange, "wait", "wait", none),
+            (exchange, "arm", "arm", lambda mbar, n: n), (grid, "meet", "meet", none), (transfer, "push", "push", lambda *args: args[3]),
+            (transfer, "push_to", "push", lambda *args: args[2]), (transfer, "bulk", "push", lambda *args: args[3]),
+            (exchange, "push1", "push", lambda *args: 4),
+        ):  # fmt: skip
+            stack.enter_context(mock.patch.object(module, attribute, recording(name, getattr(module, attribute), nbytes)))
+        case.build()
+    return acts
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("case", EACH_ALGORITHM, ids=lambda case: case.name)
+def test_the_primitives_do_what_the_protocol_says(case: Case) -> None:
+    """Act by act, with the same bytes: what was proved of the protocol holds for the code."""
+    protocol = case.constants[0].protocol
+    outside = ("read", "write")
+
+    def listed(acts: tuple[Act, ...]) -> list[tuple[str, int]]:
+        return [(a.do, protocol.tx[a.round] if a.do == "arm" else a.nbytes) for a in acts if a.do not in outside]
+
+    made = [("arm", nbytes) for nbytes in protocol.tx for _ in range(protocol.sets)]
+    call = listed(protocol.acts)
+    callers = [] if call[-1][0] == "sync" else [("sync", 0)]  # the kernel's own, before it looks at the result
+    assert recorded(case) == [*made, *call, *callers, *listed(protocol.ending)]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", cases.LOOPS, ids=lambda case: case.name)
 def test_every_call_is_right(case: Case) -> None:
     right_and_repeatable(case)
+
+
+@pytest.mark.gpu
+def test_a_million_exchanges() -> None:
+    """In loops of random lengths, of all cluster sizes, under a CUDA graph with programmatic dependent launch; see soak.py."""
+    print(soak.soak(1_000_000, random.randrange(2**32)))

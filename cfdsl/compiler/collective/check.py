@@ -15,61 +15,15 @@ the last consumer barrier, as threads run apart in between.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from cfdsl.compiler.check import MAX_TX
+from cfdsl.compiler.collective.events import Phase, Run, Sent, Slot, Use
 from cfdsl.compiler.collective.protocol import ARM, BULK, FENCE, MEET, PUSH, READ, SYNC, WAIT, WRITE, Act, Protocol
 from cfdsl.errors import CfdslError, PlanError, raise_all
 
 CALLS = 6  # enough for each set to be used three times: what goes wrong later has gone wrong by then
-
-Clock = list[int]
-Slot = tuple[int, str, int]  # rank, place, set
-Phase = tuple[int, int, int, int]  # rank, round, set, number of the phase
-
-
-@dataclass(frozen=True)
-class Sent:
-    """One push: from whom, in which call, what it knew when it was issued, and where it lands."""
-
-    rank: int
-    act: Act
-    call: int
-    nbytes: int
-    knows: tuple[int, ...]
-    lands: Slot
-
-
-@dataclass
-class Run:
-    """A rank on its way: its script, how far it is, what it knows of each rank (`clock`), and its last barrier (`synced`)."""
-
-    rank: int
-    script: list[tuple[Act, int]]
-    clock: Clock
-    at: int = 0
-    synced: int = 0
-    fenced: int = -1
-
-    @property
-    def published(self) -> tuple[int, ...]:
-        """What a push of any thread may count on: own events only up to the last consumer barrier."""
-        known = list(self.clock)
-        known[self.rank] = self.synced
-        return tuple(known)
-
-
-@dataclass(frozen=True)
-class Use:
-    """A read or a write of a place, by event `at` of `rank`, in which `knows` was known."""
-
-    slot: Slot
-    rank: int
-    call: int
-    at: int
-    knows: tuple[int, ...]
-    what: str = ""
 
 
 class Proof:
@@ -316,6 +270,11 @@ def _overlaps(protocol: Protocol) -> Iterator[CfdslError]:
             yield PlanError(what=f"{name} and {following} overlap", sum=f"{start} < {end}")
 
 
+@functools.lru_cache(maxsize=1024)
+def _proved(protocol: Protocol) -> tuple[CfdslError, ...]:
+    return tuple(faults(protocol))
+
+
 def check(protocol: Protocol) -> None:
-    """Raise everything that is wrong with a protocol."""
-    raise_all(faults(protocol))
+    """Raise everything that is wrong with a protocol. Equal protocols are proved once."""
+    raise_all(_proved(protocol))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cfdsl.compiler.collective.designs import ALGORITHMS, Design, design, refusals
+from cfdsl.compiler.collective.design import Design
+from cfdsl.compiler.collective.designs import ALGORITHMS, design, refusals
 from cfdsl.compiler.collective.protocol import BULK, MEET, MULTICAST, PUSH, Act
 from cfdsl.compiler.collective.request import WIDTH, Collective, mistakes
 from cfdsl.compiler.parts import Part

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from cfdsl.compiler.collective.design import VECTOR, Design, padded, stride, word_bytes
 from cfdsl.compiler.collective.protocol import (
     ARM,
     BULK,
@@ -28,104 +29,14 @@ from cfdsl.compiler.collective.protocol import (
 from cfdsl.compiler.collective.request import TERM_TAIL, Collective
 
 ALGORITHMS = ("push", "bulk", "scatter_gather", "doubling", "multicast", "global")
-VECTOR = 16  # bytes: rows start at multiples of it, bulk copies and multicasts move multiples
 MAX_THREADS = 256
 ACK_BYTES = 4
-LINE = 32  # words between the counters of clusters in device memory; mirrors `primitives.offchip.LINE`
 
 _KINDS = {
     "push": ("reduce", "reduce_scatter", "gather", "broadcast"), "bulk": ("reduce", "reduce_scatter", "gather", "broadcast"),
     "scatter_gather": ("reduce",), "doubling": ("reduce", "gather"), "multicast": ("gather", "broadcast"),
     "global": ("reduce", "reduce_scatter", "gather", "broadcast"),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Design:
-    """A request, done by one algorithm.
-
-    sent            elements of what one rank sends to one peer at first, of type `sent_dtype`; their distance where several lie in a row
-    source_pieces   pieces of `sent` elements that a rank's source is laid out as, `sent_stride` apart
-    result_pieces   pieces of `result_piece` elements that its result is, `result_stride` apart
-    """
-
-    request: Collective
-    algorithm: str
-    protocol: Protocol
-    warps: int
-    smem_bytes: int
-    sent: int
-    sent_dtype: str
-    source_pieces: int
-    result_pieces: int
-    result_piece: int
-
-    @property
-    def sent_stride(self) -> int:
-        return stride(self.sent, 4 if self.sent_dtype == "f32" else 2)
-
-    @property
-    def result_stride(self) -> int:
-        return stride(self.result_piece, self.request.width)
-
-    @property
-    def source_stride(self) -> int:
-        """Elements that a source in one run takes: whole vectors."""
-        return self.run_stride(self.request.payload)
-
-    def run_stride(self, n: int) -> int:
-        """Elements that a run of `n` of the payload's type takes: whole vectors."""
-        return stride(n, self.request.width)
-
-    @property
-    def scalar(self) -> bool:
-        """Whether a register of each thread is enough for the term, and for the result."""
-        request = self.request
-        return request.kind == "reduce" and self.algorithm == "push" and request.payload == 1
-
-    @property
-    def offchip(self) -> bool:
-        """Whether data travel through device memory."""
-        return self.algorithm == "global"
-
-    @property
-    def bytes_pushed(self) -> int:
-        """Bytes of distributed shared memory that one rank sends to others in one exchange."""
-        return self.protocol.sent()
-
-    @property
-    def bytes_global(self) -> int:
-        """Bytes of device memory that one rank moves in one exchange."""
-        request, ranks = self.request, self.request.cluster
-        if self.algorithm == "multicast":
-            whole = request.payload * request.width * (ranks if request.kind == "gather" else 1)
-            return -(-whole // ranks)
-        if not self.offchip:
-            return 0
-        row = 2 if request.dtype != "f32" else 4
-        written = self.source_pieces * self.sent_stride * row
-        read = self.sent_stride * row * (1 if request.kind == "broadcast" else ranks)
-        return written + read
-
-    def workspace_words(self) -> int:
-        """f32 of device memory for rows on their way: two sets, a row of each rank of each cluster."""
-        row = self.source_pieces * self.sent_stride * (2 if self.request.dtype != "f32" else 4) // 4
-        return 2 * self.request.clusters * self.request.cluster * row
-
-
-def padded(nbytes: int) -> int:
-    """Rounded up to whole vectors."""
-    return -(-nbytes // VECTOR) * VECTOR
-
-
-def stride(n: int, width: int) -> int:
-    """Elements from one row of `n` to the next."""
-    return padded(n * width) // width
-
-
-def word_bytes(n: int, width: int) -> int:
-    """Bytes of a row on its way: whole words."""
-    return -(-n * width // 4) * 4
 
 
 def refusals(request: Collective, algorithm: str) -> Iterator[str]:
@@ -183,7 +94,7 @@ def _warps(vectors: int) -> int:
     return warps
 
 
-def _place_all(protocol: Protocol) -> tuple[Protocol, int]:
+def place_all(protocol: Protocol) -> tuple[Protocol, int]:
     """Offsets for all buffers, after the barriers; and where the arena ends."""
     at = padded(8 * protocol.mbars)
     places = []
@@ -194,7 +105,7 @@ def _place_all(protocol: Protocol) -> tuple[Protocol, int]:
 
 
 def _made(request: Collective, algorithm: str, protocol: Protocol, work: int, sent: int, dtype: str, pieces: int) -> Design:
-    protocol, smem = _place_all(protocol)
+    protocol, smem = place_all(protocol)
     result_pieces, result_piece = _results(request)
     return Design(request, algorithm, protocol, _warps(work), smem, sent, dtype, pieces, result_pieces, result_piece)
 
@@ -223,11 +134,12 @@ def _one_round(request: Collective, algorithm: str) -> Design:
 
 
 def _scalar(request: Collective, algorithm: str) -> Design:
-    """One f32, from a register to a register."""
+    """One f32, from a register to a register; each result is also kept in memory, or the compiler would drop all additions but the last."""
     ranks = request.cluster
-    places = (Place("box", padded(4 * ranks), 2),)
+    places = (Place("box", padded(4 * ranks), 2), Place("kept", VECTOR))
     push = Act(PUSH, (), 0, 4, EACH, "box", ST_ASYNC)
-    protocol = Protocol(ranks, (4 * ranks,), 2, places, (Act(SYNC), push, Act(WAIT), Act(READ, ("box",)), Act(ARM)))
+    acts = (Act(SYNC), push, Act(WAIT), Act(READ, ("box",)), Act(ARM), Act(WRITE, ("kept",)))
+    protocol = Protocol(ranks, (4 * ranks,), 2, places, acts)
     return _made(request, algorithm, protocol, 1, 1, request.dtype, 1)
 
 

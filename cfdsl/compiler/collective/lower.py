@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cfdsl.compiler.collective.check import check
 from cfdsl.compiler.collective.choose import choose, explain
-from cfdsl.compiler.collective.designs import LINE, Design
+from cfdsl.compiler.collective.design import Design
 from cfdsl.compiler.collective.protocol import protocol_text
 from cfdsl.compiler.collective.request import Collective
 from cfdsl.compiler.config import Config
@@ -15,6 +15,8 @@ from cfdsl.compiler.emit.collective import emit_collective
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import Arg, KernelPlan
 from cfdsl.dsl.placement import Mesh
+
+LINE = 32  # words between the counters of clusters in device memory; mirrors `primitives.offchip.LINE`
 
 
 @dataclass(frozen=True)

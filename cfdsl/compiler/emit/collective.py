@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cfdsl.compiler.collective.designs import Design
+from cfdsl.compiler.collective.design import Design
 from cfdsl.compiler.emit.context import DTYPES
 
 MODULES = ("channel", "collectives", "cta", "offchip", "staging")
@@ -132,7 +132,8 @@ def _exchange(design: Design) -> list[str]:
         if design.algorithm == "multicast":
             call = "collectives.multicast_gather(smem, CHANNEL, i, whole, rank)"
         if design.scalar:
-            start, call = ["total = Float32(0.0)", *start], "total = collectives.cluster_reduce_scalar(smem, CHANNEL, i, value, rank)"
+            start = ["total = Float32(0.0)", f"kept = cta.view(smem, {_at(design, 'kept')}, Float32, 1)", *start]
+            call = "total = collectives.cluster_reduce_scalar(smem, CHANNEL, i, value, rank)\n        kept[0] = total"
     lines = [*start, *clock, "for i in cutlass.range(REPEAT, unroll=1):", f"    {call}"]
     if design.protocol.ending:
         lines.append("collectives.broadcast_end(smem, CHANNEL, REPEAT, rank)")

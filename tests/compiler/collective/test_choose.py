@@ -1,0 +1,120 @@
+"""Which algorithm does a collective, why the others do not, and what is said of a request that nothing can do."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfdsl.compiler.collective.choose import candidates, choose, explain
+from cfdsl.compiler.collective.design import Design
+from cfdsl.compiler.collective.designs import ALGORITHMS
+from cfdsl.compiler.collective.request import KINDS, OPERATORS, WIDTH, Collective, mistakes
+from cfdsl.compiler.parts import PARTS
+from cfdsl.errors import AlgorithmUnsupported, ArgumentError, ClusterSizeUnsupported, Errors, ShardDoesNotDivide
+
+PART = PARTS["h100-sxm"]
+
+
+def chosen(kind: str, shape: tuple[int, ...], op: str = "sum", dtype: str = "f32", algorithm: str | None = None) -> Design:
+    """With 4 ranks."""
+    return choose(Collective(kind, op, shape, dtype, 4), PART, algorithm)[0]
+
+
+def test_short_terms_go_to_everybody_and_long_ones_in_pieces() -> None:
+    assert chosen("reduce", (1,)).algorithm == "push"
+    assert chosen("reduce", (128,)).algorithm == "push"
+    assert chosen("reduce", (16384,)).algorithm == "scatter_gather"
+
+
+def test_one_float_needs_no_source_and_no_result_in_memory() -> None:
+    design = chosen("reduce", (1,))
+    assert design.scalar
+    assert [place.name for place in design.protocol.places] == ["box", "kept"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "algorithm", "pushed", "off_chip"),
+    [
+        ("reduce", "push", 3 * 512, 0),
+        ("reduce", "scatter_gather", 2 * 3 * 128, 0),
+        ("reduce", "doubling", 2 * 512, 0),
+        ("reduce", "global", 0, 512 + 4 * 512),
+        ("reduce_scatter", "push", 3 * 128, 0),
+        ("reduce_scatter", "global", 0, 512 + 4 * 128),
+        ("gather", "doubling", 512 + 1024, 0),
+        ("gather", "multicast", 3 * 512, 512),
+        ("broadcast", "push", 3 * 512, 0),
+        ("broadcast", "multicast", 3 * 128, 128),
+        ("broadcast", "global", 0, 512 + 512),
+    ],
+)
+def test_bytes(kind: str, algorithm: str, pushed: int, off_chip: int) -> None:
+    design = chosen(kind, (128,), algorithm=algorithm)
+    assert (design.bytes_pushed, design.bytes_global) == (pushed, off_chip)
+
+
+def test_half_types_travel_as_they_are_but_for_doubling() -> None:
+    assert chosen("reduce", (128,), dtype="bf16", algorithm="push").bytes_pushed == 3 * 256
+    assert chosen("reduce", (128,), dtype="bf16", algorithm="doubling").bytes_pushed == 2 * 512  # sums are in float32
+
+
+@given(
+    kind=st.sampled_from(KINDS), op=st.sampled_from(OPERATORS), dtype=st.sampled_from(tuple(WIDTH)),
+    cluster=st.sampled_from((1, 2, 4, 8, 16)), rows=st.integers(1, 64), cols=st.integers(1, 300),
+)  # fmt: skip
+def test_whatever_is_asked_something_does_it_or_says_why(kind: str, op: str, dtype: str, cluster: int, rows: int, cols: int) -> None:
+    request = Collective(kind, op, (rows * cluster, cols), dtype, cluster)
+    if list(mistakes(request, PART)):
+        return
+    for candidate in candidates(request, PART):
+        assert (candidate.design is None) == bool(candidate.reasons)
+        if candidate.design is None:
+            continue
+        design = candidate.design
+        assert design.smem_bytes <= PART.smem_budget()
+        assert 1 <= design.warps <= 8
+        assert all(nbytes % 4 == 0 and nbytes < 2**20 for nbytes in design.protocol.tx)
+        ends = [place.offset + place.nbytes * place.sets for place in design.protocol.places if place.in_arena]
+        assert max(ends, default=0) <= design.smem_bytes
+
+
+def test_every_mistake_of_a_request_at_once() -> None:
+    with pytest.raises(Errors) as caught:
+        choose(Collective("scan", "mean", (), "f8", 3, clusters=0), PART, "magic")
+    kinds = [type(error) for error in caught.value.errors]
+    assert kinds.count(ArgumentError) == 6  # algorithm, kind, op, dtype, clusters, shape
+    assert ClusterSizeUnsupported in kinds
+    with pytest.raises(ArgumentError, match="at least 4 bytes, got 1 x 2 bytes"):
+        choose(Collective("reduce", "sum", (1,), "bf16", 2), PART)
+    with pytest.raises(ShardDoesNotDivide, match="dimension 0 of size 6 over 4 ranks"):
+        choose(Collective("reduce_scatter", "sum", (6,), "f32", 4), PART)
+    with pytest.raises(Errors, match=r"(?s)f32 for op='lse'.*\(heads, dim\) with dim a multiple of 4"):
+        choose(Collective("reduce", "lse", (4, 6), "bf16", 4), PART)
+
+
+def test_an_algorithm_that_cannot_says_why_and_which_can() -> None:
+    with pytest.raises(AlgorithmUnsupported, match="it does reduce\n") as caught:
+        chosen("gather", (64,), algorithm="scatter_gather")
+    assert "use 'push', 'bulk', 'doubling', 'multicast' or 'global'" in str(caught.value)
+    with pytest.raises(AlgorithmUnsupported, match="132 bytes go to each rank"):
+        chosen("gather", (33,), algorithm="bulk")
+    with pytest.raises(AlgorithmUnsupported, match="6 heads cannot be spread over 4 ranks"):
+        chosen("reduce", (6, 64), op="lse", algorithm="scatter_gather")
+
+
+def test_too_large_for_shared_memory_lists_every_algorithm() -> None:
+    with pytest.raises(AlgorithmUnsupported, match="cannot be done:") as caught:
+        chosen("reduce", (200_000,))
+    text = str(caught.value)
+    assert all(f"  - {name}: " in text for name in ALGORITHMS)
+    assert "bytes of shared memory, the limit is 232,448" in text
+    assert "use a smaller payload" in text
+
+
+def test_the_choice_in_words() -> None:
+    design, found = choose(Collective("gather", "sum", (33,), "f32", 4), PART)
+    text = explain(found, design)
+    assert text.startswith("gather of f32 33 on clusters of 4: push, ")
+    assert "scatter_gather  refused: it does reduce" in text
+    assert text.index("push ") < text.index("global ")

@@ -1,0 +1,83 @@
+"""cfdsl.collective without a GPU: compiled kernels, their attributes, arguments and cache."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import cfdsl as cf
+from cfdsl.errors import AlgorithmUnsupported, ArgumentError, Errors
+
+PART = "h100-sxm"
+
+
+@pytest.mark.compile
+def test_a_kernel_and_what_it_says_of_itself(own_cache: Path, forget: Callable[[], None]) -> None:
+    kernel = cf.collective("reduce", shape=(128,), cluster=4, clusters=2, algorithm="push", timed=True, repeat=5, part=PART)
+    assert [(arg.name, arg.shape, arg.role) for arg in kernel.args] == [
+        ("x", (2, 4, 128), "input"), ("y", (2, 4, 128), "output"), ("cycles", (2, 4), "output"),
+    ]  # fmt: skip
+    assert (kernel.algorithm, kernel.bytes_pushed, kernel.bytes_global) == ("push", 3 * 512, 0)
+    assert kernel.smem_bytes == kernel.plan.smem_bytes
+    assert kernel.spills == 0
+    assert kernel.stack == 0
+    assert kernel.source.count("collectives.cluster_reduce(") == 1
+    assert "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32" in kernel.ptx
+    assert "%clock64" in kernel.ptx
+    assert list(kernel.stages)[:2] == ["choice", "plan"]
+    assert kernel.cold
+    assert cf.collective("reduce", shape=(128,), cluster=4, clusters=2, algorithm="push", timed=True, repeat=5, part=PART) is kernel
+    forget()
+    again = cf.collective("reduce", shape=(128,), cluster=4, clusters=2, algorithm="push", timed=True, repeat=5, part=PART)
+    assert not again.cold
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    ("kind", "algorithm", "instruction"),
+    [
+        ("gather", "bulk", "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes"),
+        ("gather", "multicast", "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"),
+        ("broadcast", "global", "ld.acquire.gpu.global.b32"),
+        ("reduce_scatter", "push", "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32"),
+        ("reduce", "doubling", "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32"),
+    ],
+)
+def test_instructions(kind: str, algorithm: str, instruction: str) -> None:
+    kernel = cf.collective(kind, shape=(64, 4), dtype="bf16", cluster=4, algorithm=algorithm, part=PART)
+    assert instruction in kernel.ptx
+    clusterwide = len(re.findall(r"barrier\.cluster\.wait", kernel.ptx))
+    assert clusterwide == {"bulk": 2, "global": 0}.get(algorithm, 1), "one meeting at the start, and one more after bulk copies"
+
+
+@pytest.mark.compile
+def test_lse_takes_the_statistics_and_off_chip_has_a_workspace() -> None:
+    kernel = cf.collective("reduce", op="lse", shape=(4, 64), cluster=4, algorithm="global", part=PART)
+    assert [arg.name for arg in kernel.args] == ["x", "ml", "y"]
+    assert [arg.name for arg in kernel.workspace_args] == ["ws_sync", "ws_rows"]
+    assert kernel.status() == ()
+
+
+@pytest.mark.compile
+def test_arguments_are_checked_as_those_of_fusions() -> None:
+    kernel = cf.collective("gather", shape=(8,), cluster=2, algorithm="push", part=PART)
+    with pytest.raises(Errors, match=r"(?s)'x' must be.*float32 tensor of shape \(1, 2, 8\).*'y' must be.*\(1, 2, 16\)"):
+        kernel(torch.zeros(1, 2, 9), torch.zeros(1, 2, 8))
+
+
+def test_mistakes_need_no_compiler() -> None:
+    with pytest.raises(ArgumentError, match="'kind' must be one of reduce, reduce_scatter, gather, broadcast"):
+        cf.collective("allreduce", shape=(8,), cluster=2, part=PART)
+    with pytest.raises(AlgorithmUnsupported):
+        cf.collective("broadcast", shape=(8,), cluster=2, algorithm="doubling", part=PART)
+
+
+def test_which_algorithms() -> None:
+    found = cf.collective_algorithms("reduce", shape=(128,), cluster=4)
+    assert found[0] == "push"
+    assert set(found) == {"push", "bulk", "scatter_gather", "doubling", "global"}
+    assert set(cf.collective_algorithms("gather", shape=(3,), cluster=4)) == {"push", "doubling", "global"}
