@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cfdsl as cf
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import torch
     from torch import Tensor
 
@@ -211,3 +213,25 @@ def _rope_tables(m: cf.ModelConfig, positions: int, device: str | torch.device) 
     frequencies = torch.tensor(cf.rope_inv_freq(m), dtype=torch.float64, device=device)
     angles = torch.arange(positions, dtype=torch.float64, device=device)[:, None] * frequencies
     return angles.cos().float(), angles.sin().float()
+
+
+def _peers() -> ModuleType:
+    from fusions import _attention_peers
+
+    return _attention_peers
+
+
+def _peer_inputs(m: cf.ModelConfig, tensors: dict[str, Tensor], length: int, layout: str = "bhtd", **options: Any) -> tuple[Any, ...]:
+    given: tuple[Any, ...] = _peers().peer_inputs(tensors, m.heads, m.norm_eps, length, layout, m.rope_style == "interleaved")
+    return given
+
+
+@attention_block.peer("torch.compile", "max-autotune, SDPA", compile=True)
+@attention_block.peer("torch eager", "SDPA")
+def _with_sdpa(m: cf.ModelConfig, tensors: dict[str, Tensor], length: int, **options: Any) -> tuple[Any, tuple[Any, ...]]:
+    return _peers().eager_sdpa, _peer_inputs(m, tensors, length, **options)
+
+
+@attention_block.peer("torch.compile", "max-autotune, softmax written out", compile=True)
+def _with_softmax(m: cf.ModelConfig, tensors: dict[str, Tensor], length: int, **options: Any) -> tuple[Any, tuple[Any, ...]]:
+    return _peers().eager_plain, _peer_inputs(m, tensors, length, **options)

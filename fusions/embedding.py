@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cfdsl as cf
 
@@ -58,3 +58,11 @@ def example_inputs(
     table = torch.randn(m.vocab, m.hidden, generator=generator, device=device).to(kind)
     chosen = drawn if given is None else torch.tensor(given, dtype=torch.int32, device=device)
     return {"token": chosen, "table": table, "y": torch.full((batch, m.hidden), float("nan"), dtype=kind, device=device)}
+
+
+@embedding.peer("torch.compile", "max-autotune, F.embedding", compile=True)
+@embedding.peer("torch eager", "F.embedding")
+def _in_torch(m: cf.ModelConfig, tensors: dict[str, Tensor], length: int) -> tuple[Any, tuple[Any, ...]]:
+    import torch.nn.functional as F
+
+    return F.embedding, (tensors["token"], tensors["table"])

@@ -10,7 +10,7 @@ The load stream goes on through it: rows of down fill the ring while the last ro
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cfdsl as cf
 
@@ -47,14 +47,14 @@ def reference(m: cf.ModelConfig, tensors: dict[str, Tensor], precision: str = "f
     t = {name: value.to(dtype) for name, value in tensors.items()}
     n = F.rms_norm(t["x"], (m.hidden,), t["norm"], m.norm_eps)
     g, u = F.linear(n, t["w_gate"]), F.linear(n, t["w_up"])
-    return {"y": t["x"] + F.linear(activation(m, g) * u, t["w_down"])}
+    return {"y": t["x"] + F.linear(activation(m.activation, g) * u, t["w_down"])}
 
 
-def activation(m: cf.ModelConfig, g: Tensor) -> Tensor:
-    """The model's activation of a tensor."""
+def activation(name: str, g: Tensor) -> Tensor:
+    """A model's activation of a tensor: silu, gelu (exact) or gelu_pytorch_tanh."""
     import torch.nn.functional as F
 
-    return F.silu(g) if m.activation == "silu" else F.gelu(g, approximate="tanh" if m.activation == "gelu_pytorch_tanh" else "none")
+    return F.silu(g) if name == "silu" else F.gelu(g, approximate="tanh" if name == "gelu_pytorch_tanh" else "none")
 
 
 @ffn_block.example_inputs
@@ -85,3 +85,31 @@ def example_inputs(
     t["w_down"] = normal(m.hidden, m.intermediate, scale=1 / math.sqrt(m.intermediate))
     t["y"] = torch.full_like(t["x"], math.nan)
     return t
+
+
+@ffn_block.peer("torch.compile", "max-autotune, one matrix for gate and up", compile=True)
+@ffn_block.peer("torch eager", "one matrix for gate and up")
+def _with_one_matrix(m: cf.ModelConfig, tensors: dict[str, Tensor], length: int) -> tuple[Any, tuple[Any, ...]]:
+    import torch
+
+    both = torch.cat([tensors["w_gate"], tensors["w_up"]])
+    return _with_both, (tensors["x"], tensors["norm"], both, tensors["w_down"], m.norm_eps, m.activation)
+
+
+@ffn_block.peer("torch.compile", "max-autotune, gate and up apart", compile=True)
+def _with_two_matrices(m: cf.ModelConfig, tensors: dict[str, Tensor], length: int) -> tuple[Any, tuple[Any, ...]]:
+    return _apart, (*(tensors[name] for name in ("x", "norm", "w_gate", "w_up", "w_down")), m.norm_eps, m.activation)
+
+
+def _with_both(x: Tensor, norm: Tensor, w_gate_up: Tensor, w_down: Tensor, eps: float, act: str) -> Tensor:
+    import torch.nn.functional as F
+
+    g, u = F.linear(F.rms_norm(x, (x.shape[-1],), norm, eps), w_gate_up).chunk(2, -1)
+    return x + F.linear(activation(act, g) * u, w_down)
+
+
+def _apart(x: Tensor, norm: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor, eps: float, act: str) -> Tensor:
+    import torch.nn.functional as F
+
+    n = F.rms_norm(x, (x.shape[-1],), norm, eps)
+    return x + F.linear(activation(act, F.linear(n, w_gate)) * F.linear(n, w_up), w_down)

@@ -9,7 +9,7 @@ few enough for one exchange of all CTAs, and their order does not matter to the 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cfdsl as cf
 
@@ -27,13 +27,13 @@ def lm_head(m: cf.ModelConfig, batch: int, *, out: Literal["token", "logits", "b
     w_head = cf.weight("w_head", (m.vocab, m.hidden))
 
     n = cf.rms_norm(x, norm, m.norm_eps)
-    logits = cf.linear(n, w_head, shard="out")
+    logits = cf.cast(cf.linear(n, w_head, shard="out"), "f32")
     if out == "logits":
-        return cf.outputs(logits=cf.cast(logits, "f32"))
+        return cf.outputs(logits=logits)
     token = cf.grid_reduce(cf.argmax(logits))
     if out == "token":
         return cf.outputs(token=token)
-    return cf.outputs(token=token, logits=cf.cast(logits, "f32"))
+    return cf.outputs(token=token, logits=logits)
 
 
 @lm_head.reference
@@ -81,3 +81,19 @@ def example_inputs(
     if out in ("logits", "both"):
         t["logits"] = torch.full((batch, m.vocab), math.nan, dtype=torch.float32, device=device)
     return t
+
+
+@lm_head.peer("torch.compile", "max-autotune, F.linear, argmax", compile=True)
+@lm_head.peer("torch eager", "F.linear, argmax")
+def _in_torch(m: cf.ModelConfig, tensors: dict[str, Tensor], length: int, out: str = "token") -> tuple[Any, tuple[Any, ...]]:
+    return _outputs, (tensors["x"], tensors["norm"], tensors["w_head"], m.norm_eps, out)
+
+
+def _outputs(x: Tensor, norm: Tensor, w_head: Tensor, eps: float, out: str) -> Tensor | tuple[Tensor, Tensor]:
+    import torch.nn.functional as F
+
+    logits = F.linear(F.rms_norm(x, (x.shape[-1],), norm, eps), w_head)
+    if out == "logits":
+        return logits.float()
+    token = logits.argmax(-1).int()
+    return token if out == "token" else (token, logits.float())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cfdsl as cf
 
@@ -50,3 +50,15 @@ def example_inputs(
     x = torch.randn(batch, m.hidden, generator=generator, device=device).to(kind)
     weight = (1 + 0.1 * torch.randn(m.hidden, generator=generator, device=device)).to(kind)
     return {"x": x, "weight": weight, "y": torch.full_like(x, float("nan"))}
+
+
+@rms_norm.peer("torch.compile", "max-autotune, F.rms_norm", compile=True)
+@rms_norm.peer("torch eager", "F.rms_norm")
+def _in_torch(m: cf.ModelConfig, tensors: dict[str, Tensor], length: int) -> tuple[Any, tuple[Any, ...]]:
+    return _norm, (tensors["x"], tensors["weight"], m.norm_eps)
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    import torch.nn.functional as F
+
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)

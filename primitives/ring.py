@@ -7,7 +7,7 @@ and a barrier's phase is the round's parity, so both sides find their place from
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cutlass
 import cutlass.cute as cute
@@ -18,7 +18,12 @@ from primitives import cta
 
 @dataclass(frozen=True)
 class Ring:
-    """Geometry: number of stages, bytes of one, consumer warps, and the arena offsets of data, full and empty barriers."""
+    """Geometry: number of stages, bytes of one, consumer warps, and the arena offsets of data, full and empty barriers.
+
+    window    tiles in flight at most; 0: no limit but the stages
+    early     tiles in flight at most while the CTA has not passed grid barrier number `phase`: see `behind`
+    passed    arena offset of the word that says how many grid barriers this CTA has passed; 0: there is none
+    """
 
     stages: int
     stage_bytes: int
@@ -27,16 +32,35 @@ class Ring:
     full: int
     empty: int
     window: int = 0
+    early: int = 0
+    passed: int = 0
+    phase: int = 0
+
+    def behind(self, phase: int) -> Ring:
+        """The ring for tiles that are needed behind grid barrier number `phase`, counted from 1.
+
+        A CTA that is ahead of others asks for such tiles more slowly: the barrier waits for the others, and they need the memory more.
+        """
+        return replace(self, phase=phase)
 
 
 @cute.jit
 def init(smem: cute.Pointer, ring: cutlass.Constexpr):
-    """One thread, once, before the init fence and the barrier after which others wait: both arrays of `stages` mbarriers."""
+    """One thread, once, before the init fence and the barrier after which others wait: both arrays of `stages` mbarriers, `passed`."""
     full = cta.barriers(smem, ring.full)
     empty = cta.barriers(smem, ring.empty)
     for s in cutlass.range_constexpr(ring.stages):
         cute.arch.mbarrier_init(full + s, 1)
         cute.arch.mbarrier_init(empty + s, ring.warps)
+    if cutlass.const_expr(ring.passed > 0):
+        passed(smem, ring, 0)
+
+
+@cute.jit
+def passed(smem: cute.Pointer, ring: cutlass.Constexpr, barriers: cutlass.Constexpr):
+    """The consumers have passed so many grid barriers: thread 0 says so, and the producer will see it some time later."""
+    if cta.thread() == 0:
+        cta.view(smem, ring.passed, Int32, 1)[0] = Int32(barriers)
 
 
 def full_barrier(smem: cute.Pointer, ring: Ring, at: Int32) -> cute.Pointer:
@@ -53,11 +77,17 @@ def slot(smem: cute.Pointer, ring: Ring, at: Int32, dtype: type) -> cute.Pointer
 def pace(smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32):
     """Producer, before it loads tile `at`: until tile `at - window` has landed, so that at most `window` tiles are in flight.
 
+    Of tiles that are needed behind a grid barrier to come, at most `early`: a hint, read without any order.
+
     More in flight than the memory needs to stay busy only lengthens its queue, and every small load, barrier and exchange waits in it.
     The ring still fills to its last stage while consumers wait. No limit if `window` is 0.
     """
     if cutlass.const_expr(0 < ring.window < ring.stages):
-        before = at - ring.window
+        window = Int32(ring.window)
+        if cutlass.const_expr(ring.phase > 0):
+            if cute.arch.load(cta.view(smem, ring.passed, Int32, 1).iterator, Int32, sem="relaxed", scope="cta") < ring.phase:
+                window = Int32(ring.early)
+        before = at - window
         if before >= 0:
             cute.arch.mbarrier_wait(full_barrier(smem, ring, before), (before // ring.stages) & 1)
 

@@ -6,7 +6,7 @@ All lanes of the producer warp call these functions together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cutlass
 import cutlass.cute as cute
@@ -88,6 +88,14 @@ def copy_bulk(dst: cute.Pointer, src: cute.Pointer, nbytes: Int32, mbar: cute.Po
         cute.arch.inline_ptx(code + ".L2::cache_hint [{$r0}], [{$r1}], {$r2}, [{$r3}], {$r4};", read_only_args=[*args, Int64(policy)])
 
 
+def paced(ring: rings.Ring, nbytes: int) -> rings.Ring:
+    """The ring with a window of as many bytes in tiles of `nbytes`: bytes keep the memory busy, and a tile may not fill its stage."""
+    if not ring.window:
+        return ring
+    window, early = (min(ring.stages, -(-tiles * ring.stage_bytes // nbytes)) for tiles in (ring.window, ring.early))
+    return replace(ring, window=window, early=early)
+
+
 @cute.jit
 def rows(
     smem: cute.Pointer, ring: cutlass.Constexpr, at: Int32, weight: cute.Tensor, shape: cutlass.Constexpr, row0: Int32, col0: Int32,
@@ -103,6 +111,7 @@ def rows(
     """
     width = cutlass.const_expr(weight.element_type.width // 8)
     cols = cutlass.const_expr(shape.tile_cols)
+    pace = cutlass.const_expr(paced(ring, shape.rows * cols * width))
     lane = cute.arch.lane_idx()
     for t in cutlass.range(tiles, unroll=1):
         nth = t // shape.pieces
@@ -112,7 +121,7 @@ def rows(
             row = row0 + (nth // tiles_per_block) * shape.block_stride + (nth % tiles_per_block) * shape.rows
         g = at + t
         rings.acquire(smem, ring, g)
-        rings.pace(smem, ring, g)
+        rings.pace(smem, pace, g)
         dst = rings.slot(smem, ring, g, weight.element_type)
         full = rings.full_barrier(smem, ring, g)
         src = weight.iterator + (Int64(row) * shape.ld + (col0 + t % shape.pieces * cols))

@@ -108,11 +108,14 @@ def measured(request: Request, kv_lens: list[int], peers: bool, runs: int, budge
 
     screen = console(stderr=True)
     kernel = kernel_for(request)
+    cached = any(arg.role == "cache" for arg in kernel.args)
+    if not cached:
+        kv_lens = [0]  # one row: the number of cached tokens means nothing to this fusion
     found = benchmark(
         request.fusion, request.model, kernel, kv_lens, request.options, peers=peers, runs=runs, budget_s=budget,
         log=lambda text: screen.print(text, style="dim", markup=False),
     )  # fmt: skip
-    asked = {**request_record(request), "kv_lens": kv_lens}
+    asked = {**request_record(request), "kv_lens": kv_lens, "cached": cached}
     asked.pop("kv_len")
     build = {"registers": kernel.registers, "spills": kernel.spills, "kernel": kernel.name}
     command = " ".join(["python -m cfdsl", *sys.argv[1:]])
@@ -154,7 +157,7 @@ def rows_table(record: dict[str, Any]) -> Table:
             f"{row['relative_error']:.1e}",
             same,
         )
-        made.add_row(f"{row['kv_len']:,}", "cfdsl", *ours, "", style="bold")
+        made.add_row(f"{row['kv_len']:,}" if record.get("cached", True) else "-", "cfdsl", *ours, "", style="bold")
         for peer in row["peers"]:
             gbps = row["bytes"] / peer["us"] / 1e3
             times = (

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: Annotated[str, typer.Option("--model", "-m", help="A folder as Hugging Face has it, or a preset: random weights.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A Hugging Face folder, a .gguf file, or a preset: random weights.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to continue.", show_default=False)],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to make at most.")] = 64,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
@@ -42,9 +42,9 @@ def generate(
         raise BadOption(option="--temperature", value="0", expected="above 0 where --top-k or --top-p are given")
     if backend == "kernel" and gpu_part() is None:
         raise GenerateNeedsGpu()
-    from cfdsl.hf.generation import Sampling, Source
+    from cfdsl.hf.generation import Sampling, find_source
 
-    source = Source.find(model)
+    source = find_source(model)
     vocabulary = source.vocabulary()
     tokens = vocabulary.encode(prompt)
     check_room(source, len(tokens), max_new_tokens)
@@ -67,7 +67,7 @@ def get_ready(source: Source, tokens: list[int], new: int, sampling: Sampling, d
     from cfdsl.hf import generation
 
     screen = console(stderr=True)
-    if source.folder is None:
+    if source.random:
         screen.print(
             f"RANDOM WEIGHTS: {source.sizes.name} is a preset, sizes only. The prompt's bytes are its tokens, and the output is token "
             "numbers without meaning. For text, give --model the folder of a real model.", style="bold yellow", markup=False,
@@ -75,7 +75,7 @@ def get_ready(source: Source, tokens: list[int], new: int, sampling: Sampling, d
     with bar() as show:
         ready = generation.get_ready(source, tokens, new, sampling=sampling, dtype=dtype, backend=backend, progress=show)
     if ready.converted:
-        screen.print(f"the folder's weights are {', '.join(ready.converted)}; converted to {dtype}", style="yellow", markup=False)
+        screen.print(f"the weights are {', '.join(ready.converted)}; converted to {dtype}", style="yellow", markup=False)
     return ready
 
 
@@ -120,4 +120,4 @@ def summary(prompt: int, times: list[float]) -> str:
     if made < 2:
         return f"{text}; no further token"
     rest = times[-1] - times[1]
-    return f"{text}; {plural(made - 1, 'further token')} in {rest:.2f} s: {trim((made - 1) / max(rest, 1e-9))} tokens/s"
+    return f"{text}; {plural(made - 1, 'further token')} in {rest:.2f} s: {trim((made - 1) / max(rest, 1e-9), 2)} tokens/s"

@@ -66,5 +66,5 @@ def fusions(json: Json = False) -> None:
     for fusion in found:
         choices = getattr(fusion, "choices", {})
         options = [f"{name}={'|'.join(map(str, choices.get(name, (default,))))}" for name, default in fusion.options.items()]
-        made.add_row(fusion.name, "\n".join(options), (fusion.doc or "").split("\n\n")[0].replace("\n", " "))
+        made.add_row(fusion.name, "\n".join(options), escape((fusion.doc or "").split("\n\n")[0].replace("\n", " ")))
     console().print(made)

@@ -120,8 +120,8 @@ def refused_table(rows: list[dict[str, Any]]) -> Table:
     return made
 
 
-def traffic_panel(record: dict[str, Any], kv_len: int) -> Panel:
-    """Bytes by scope beside the estimated time."""
+def traffic_panel(record: dict[str, Any], kv_len: int | None) -> Panel:
+    """Bytes by scope beside the estimated time; kv_len: cached tokens, None for a fusion without a cache."""
     bytes_ = table("bytes of one launch", ">", "")
     kinds = (("weights", "weights"), ("KV read", "kv_read"), ("KV written", "kv_write"), ("inputs", "inputs"), ("outputs", "outputs"))
     detail = ", ".join(f"{name} {size(record[key])}" for name, key in kinds if record[key])
@@ -137,7 +137,8 @@ def traffic_panel(record: dict[str, Any], kv_len: int) -> Panel:
     if estimate:
         parts = ", ".join(f"{name[:-3]} {estimate[name]:.1f}" for name in TIMES[1:])
         memory += f"; estimated [bold]{estimate['time_us']:.1f} us[/bold] ({parts})"
-    return panel(f"Traffic and time, {kv_len:,} cached tokens", bytes_, Text(), Text.from_markup(memory))
+    title = "Traffic and time" if kv_len is None else f"Traffic and time, {kv_len:,} cached tokens"
+    return panel(title, bytes_, Text(), Text.from_markup(memory))
 
 
 def oracle_panel(record: dict[str, Any] | None) -> Panel:

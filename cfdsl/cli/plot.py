@@ -33,8 +33,8 @@ def plot_times(record: dict[str, Any], path: Path) -> None:
     for index, row in enumerate(rows):
         label = f"memory's time at {record['ceiling']['gbps']:,.0f} GB/s" if index == 0 else "_again"
         axes.hlines(row["memory_us"], index - 0.44, index + 0.44, colors="#18212d", linestyles=(0, (4, 2)), linewidth=1.2, label=label)
-    axes.set_xticks(range(len(rows)), [f"{row['kv_len']:,}" for row in rows])
-    axes.set_xlabel("cached tokens")
+    axes.set_xticks(range(len(rows)), [f"{row['kv_len']:,}" if record.get("cached", True) else "" for row in rows])
+    axes.set_xlabel("cached tokens" if record.get("cached", True) else "")
     axes.set_ylabel("us per launch, L2-cold, CUDA graph")
     place = record["environment"]
     title = f"{record['fusion']}, {record['model']}, {record['dtype']}, batch {record['batch']}\n{place['gpu']}, {place['date']}"

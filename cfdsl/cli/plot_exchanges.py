@@ -12,10 +12,15 @@ Points = list[tuple[int, float]]
 
 
 def curves(rows: list[dict[str, Any]], operator: str, key: str) -> dict[tuple[int, bool], Points]:
-    """(ranks, on chip) to points (payload, the shortest time of any algorithm), in the order of payloads. Wrong rows are not drawn."""
+    """(ranks, on chip) to points (payload, the shortest time of any algorithm), in the order of payloads.
+
+    Wrong rows are not drawn, and neither are multicasts: their source is global memory.
+    """
+    from cfdsl.runtime.exchange_bench.cases import FROM_MEMORY
+
     found: dict[tuple[int, bool], dict[int, float]] = {}
     for row in rows:
-        if row["error"] or row["operator"] != operator:
+        if row["error"] or row["operator"] != operator or row["algorithm"] in FROM_MEMORY:
             continue
         curve = found.setdefault((row["cluster"], row["on_chip"]), {})
         curve[row["payload"]] = min(row[key], curve.get(row["payload"], row[key]))
@@ -57,7 +62,8 @@ def plot_exchanges(record: dict[str, Any], path: Path) -> None:
     grid[0, 0].set_ylabel("us per exchange inside a kernel")
     grid[1, 0].set_ylabel("us per launch with one exchange")
     place = record["environment"]
-    figure.suptitle(f"Exchanges in a cluster, fastest algorithm each; {place['gpu']}, {place['date']}", x=0.01, ha="left", fontsize=10)
+    title = f"Exchanges in a cluster, fastest algorithm each (no multicasts); {place['gpu']}, {place['date']}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     handles: dict[str, Any] = {}
     for axes in grid.flat:
         handles.update({label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)})

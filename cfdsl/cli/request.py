@@ -23,8 +23,8 @@ DEFAULT_PART = "h100-sxm"
 Dtype = Literal["bf16", "f16", "fp16"]
 
 SCHEDULE = (
-    "clusters", "cluster_size", "splits", "stages", "stage_bytes", "window", "warps", "ctas_per_sm", "pdl", "multicast", "evict_first",
-    "stamp_cluster",
+    "clusters", "cluster_size", "splits", "stages", "stage_bytes", "window", "early", "warps", "ctas_per_sm", "pdl", "multicast",
+    "evict_first", "stamp_cluster",
 )  # fmt: skip
 
 
@@ -80,6 +80,10 @@ PARAMETERS: dict[str, Any] = {
     "stage_bytes": Annotated[int | None, typer.Option(min=16, help="Bytes of a slot.", rich_help_panel="Schedule", show_default=False)],
     "window": Annotated[
         int | None, typer.Option(min=0, help="Tiles in flight at most; 0: all slots.", rich_help_panel="Schedule", show_default=False)
+    ],
+    "early": Annotated[
+        int | None,
+        typer.Option(min=0, help="Of them, what a grid barrier must precede; 0: all.", rich_help_panel="Schedule", show_default=False),
     ],
     "warps": Annotated[int | None, typer.Option(min=1, help="Consumer warps.", rich_help_panel="Schedule", show_default=False)],
     "ctas_per_sm": Annotated[int | None, typer.Option(min=1, rich_help_panel="Schedule", show_default=False)],

@@ -7,7 +7,7 @@ cluster and the rotary settings stay, so every exchange of the real launch takes
 from __future__ import annotations
 
 from dataclasses import replace
-from math import gcd
+from math import gcd, isqrt
 from typing import TYPE_CHECKING, Any
 
 from cfdsl.cli.request import Request
@@ -70,12 +70,22 @@ def scaled_down(model: ModelConfig, graph: Graph, mesh: Mesh) -> tuple[ModelConf
     if weights <= CHEAP_ELEMENTS and mesh.ctas <= CHEAP_CTAS:
         return model, mesh
     if graph.over != model.kv_heads:
-        return model, mesh  # clusters do not stand for heads: nothing here knows how to scale it
+        return _narrower(model, weights), mesh  # clusters do not stand for heads: their number stays, and rows are dealt to all of them
     ways = smallest_share(model.kv_heads, mesh.groups)
     kv_heads, clusters = model.kv_heads // ways, mesh.clusters // ways
     hidden = max(64, -(-model.hidden // ways // 64) * 64)
     small = replace(model, name=f"{model.name} scaled down", hidden=hidden, heads=kv_heads * model.group, kv_heads=kv_heads)
     return small, Mesh(clusters, mesh.ranks, mesh.splits)
+
+
+def _narrower(model: ModelConfig, weights: int) -> ModelConfig:
+    """The model with every size of a weight cut alike, if there are too many of them: but for what it divides by, each is as it was."""
+    ways = isqrt(-(-weights // CHEAP_ELEMENTS) - 1) + 1
+    if ways == 1:
+        return model
+    hidden = max(64, -(-model.hidden // ways // 64) * 64)
+    cut = {name: -(-getattr(model, name) // ways // 8) * 8 for name in ("intermediate", "vocab")}
+    return replace(model, name=f"{model.name} scaled down", hidden=hidden, **cut)
 
 
 def smallest_share(kv_heads: int, clusters: int) -> int:
@@ -92,13 +102,21 @@ def note(model: ModelConfig, checked: ModelConfig, mesh: Mesh, tokens: int) -> s
     where = f"on {mesh}, {tokens} cached tokens, every rank of every cluster in turn on the CPU"
     if checked is model:
         return f"Checked at full size {where}."
+    if checked.kv_heads == model.kv_heads:
+        sizes = ", ".join(f"{name} {getattr(checked, name)} for {getattr(model, name)}" for name in ("hidden", "intermediate", "vocab"))
+        return f"Checked on a scaled-down model, to take seconds: {sizes}; CTAs as in the real one; {where}."
     heads = f"{checked.heads} query and {checked.kv_heads} KV heads for {model.heads} and {model.kv_heads}"
     sizes = f"hidden {checked.hidden} for {model.hidden}, {heads}"
     return f"Checked on a scaled-down model, to take seconds: {sizes}; head_dim, grouping and ranks as in the real one; {where}."
 
 
 def relative_error(got: Any, want: Any) -> float:
-    """|got - want| / |want| of two tensors in float64, over the elements that are numbers in `want`; infinite if `got` lacks one."""
+    """|got - want| / |want| of two tensors in float64, over the elements that are numbers in `want`; infinite if `got` lacks one.
+
+    Indices are right, 0, or wrong, infinite.
+    """
+    if not want.is_floating_point():
+        return 0.0 if got.tolist() == want.tolist() else float("inf")
     a, b = got.double().flatten(), want.double().flatten()
     known = b.isfinite()
     if not bool((a.isfinite() | ~known).all()):

@@ -29,6 +29,7 @@ _INTEGERS: Mapping[str, tuple[str, Callable[[int], bool]]] = {
     "stages": (f"a number from {MIN_STAGES} to {MAX_STAGES}", lambda n: MIN_STAGES <= n <= MAX_STAGES),
     "stage_bytes": ("a positive multiple of 128", lambda n: n > 0 and n % 128 == 0),
     "window": ("0 or a positive number", lambda n: n >= 0),
+    "early": ("0 or a positive number", lambda n: n >= 0),
     "warps": (f"a power of two up to {MAX_WARPS}", lambda n: 1 <= n <= MAX_WARPS and n & (n - 1) == 0),
     "ctas_per_sm": ("1 or 2", lambda n: n in (1, 2)),
 }

@@ -34,6 +34,9 @@ def ring_geometry(plan: KernelPlan) -> Found:
         return
     if plan.ring.stage_bytes % 128 or plan.ring.stages < 2:
         yield PlanError(what="a ring has at least 2 stages of a multiple of 128 bytes", sum=f"{plan.ring.stages} x {plan.ring.stage_bytes}")
+    if plan.ring.early and not plan.ring.early < plan.ring.window < plan.ring.stages:
+        total = f"{plan.ring.early} < {plan.ring.window} < {plan.ring.stages} is not so"
+        yield PlanError(what="tiles for behind a grid barrier are some of those in flight, and those some of the stages", sum=total)
     for stream in plan.streams:
         if stream.tile_bytes > plan.ring.stage_bytes:
             total = f"{len(stream.tensors)} x {stream.rows} rows x {stream.cols} x {stream.itemsize} B = {stream.tile_bytes}"
@@ -132,7 +135,7 @@ def lifetimes(plan: KernelPlan) -> Found:
 
 def layout(plan: KernelPlan) -> Found:
     """Ring, barriers and buffers do not overlap, are aligned, and end within the arena."""
-    ring_end = plan.ring.offset + plan.ring.bytes if plan.ring else 0
+    ring_end = plan.ring.end if plan.ring else 0
     barriers_end = max([ring_end, *(b.offset + 8 * b.count for b in plan.barriers)])
     spans = sorted((b.offset, b.offset + 8 * b.count, b.name) for b in plan.barriers)
     for (_, end, name), (start, _, following) in zip(spans, spans[1:], strict=False):

@@ -16,7 +16,8 @@ class Config:
     splits          clusters that share one unit of work by splitting its tokens; `clusters` is a multiple of it
     stages          slots of the shared-memory ring that holds tiles in flight
     stage_bytes     bytes of one slot
-    window          tiles in flight at most (0: all slots): beyond what keeps the memory busy they only make its queue longer
+    window          bytes in flight at most, in slots (0: all): beyond what keeps the memory busy they only make its queue longer
+    early           of them, what is needed behind a grid barrier that the CTA has not passed yet (0: as many as `window`)
     warps           consumer warps of a CTA (one more warp is the producer of the load stream)
     ctas_per_sm     CTAs that must fit on one SM together, so that a successor's ring fills in this kernel's tail
     pdl             programmatic dependent launch
@@ -38,6 +39,7 @@ class Config:
     stamp_cluster: bool = True
     splits: int = 1
     window: int = 6
+    early: int = 0
     trace: bool = False
 
     @property

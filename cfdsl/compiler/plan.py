@@ -15,6 +15,8 @@ from cfdsl.compiler.geometry import Share
 from cfdsl.dsl.graph import Dim, Src
 from cfdsl.dsl.placement import Mesh
 
+COUNT_BYTES = 8  # the word, and what keeps the mbarriers behind it aligned
+
 
 @dataclass(frozen=True)
 class Arg:
@@ -32,17 +34,29 @@ class Arg:
 class Ring:
     """`stages` slots of `stage_bytes`; `full[s]` is armed by the producer, `empty[s]` gets one arrival per consumer warp.
 
-    At most `window` tiles are in flight, 0: no limit but the slots.
+    At most `window` tiles are in flight, 0: no limit but the slots; while a CTA has not passed a grid barrier, at most `early` of what is
+    needed behind it (0: no limit of its own). How many barriers it has passed stands in a word behind the slots.
     """
 
     stages: int
     stage_bytes: int
     offset: int = 0
     window: int = 0
+    early: int = 0
 
     @property
     def bytes(self) -> int:
         return self.stages * self.stage_bytes
+
+    @property
+    def passed(self) -> int:
+        """Offset of the word that counts passed grid barriers; 0 if there is none."""
+        return self.offset + self.bytes if self.early else 0
+
+    @property
+    def end(self) -> int:
+        """The first byte behind the slots and the word."""
+        return self.offset + self.bytes + (COUNT_BYTES if self.early else 0)
 
 
 @dataclass(frozen=True)

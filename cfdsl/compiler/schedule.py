@@ -34,13 +34,13 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
     early_scalars(b)
     for node in placed.graph.nodes:
         lower_node(b, node)
-    for name, node in placed.graph.outputs:
-        store(b, node, name)
+        for name in (name for name, output in placed.graph.outputs if output is node):
+            store(b, node, name)  # at once: a store ahead of an exchange need not wait for it
     if b.flags:
         b.step("flags", "tell the host of lengths and positions that were out of range", flags=tuple(b.flags))
     if config.multicast:
         gather_shared(b)
-    ring = Ring(config.stages, config.stage_bytes, window=config.window) if b.streams else None
+    ring = _ring(b) if b.streams else None
     buffers, barriers, total = _allocate(b, ring)
     plan = KernelPlan(
         name=placed.graph.name, model=model, dtype=placed.graph.dtype, mesh=placed.mesh, config=config, args=_args(b),
@@ -49,6 +49,13 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
         shares=tuple(b.shares.values()),
     )  # fmt: skip
     return _traced(plan, b) if config.trace else plan
+
+
+def _ring(b: Builder) -> Ring:
+    """The ring of the config; what is needed behind a grid barrier may be limited on its own."""
+    config = b.config
+    limited = 0 < config.early < config.window < config.stages and any(step.op == "grid_barrier" for step in b.steps)
+    return Ring(config.stages, config.stage_bytes, window=config.window, early=config.early if limited else 0)
 
 
 def _traced(plan: KernelPlan, b: Builder) -> KernelPlan:
@@ -97,7 +104,7 @@ def _check_own(b: Builder, name: str) -> None:
 
 def _allocate(b: Builder, ring: Ring | None) -> tuple[tuple[Buffer, ...], tuple[Barrier, ...], int]:
     """The ring first, then the barriers, then the buffers: two may share bytes if a barrier separates their lives."""
-    at = ring.bytes if ring else 0
+    at = ring.end if ring else 0
     barriers: list[Barrier] = []
     if ring:
         tile = max(stream.tile_bytes for stream in b.streams)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cfdsl.dsl.graph import Graph
@@ -15,12 +16,30 @@ DTYPES = {"bf16": "bf16", "bfloat16": "bf16", "f16": "f16", "fp16": "f16", "floa
 Spec = Callable[..., Any]
 
 
+@dataclass(frozen=True)
+class Peer:
+    """Something that a fusion's kernel is measured against, computing the same in another way.
+
+    name, variant   what it stands for, and how; of several variants of a name the fastest counts
+    compile         whether it is to be compiled by torch.compile
+    make            (model, tensors, cached tokens, **options) -> (function, its arguments): from the kernel's own tensors by name, in which
+                    weights may be put together anew, as the peer likes them best. The function is the same for every call, and returns
+                    the outputs in their order: a tensor, or a tuple of several
+    """
+
+    name: str
+    variant: str
+    compile: bool
+    make: Spec
+
+
 class Fusion:
     """A spec that can be traced for any model, batch and dtype.
 
     name, file, doc   of the function
     options           its keyword-only parameters with their defaults: the dataflows of the fusion
     choices           the values that an option takes, where its annotation is a `Literal[...]` or bool
+    peers             what `bench` measures it against, in the order in which they were registered
     """
 
     def __init__(self, fn: Spec) -> None:
@@ -31,6 +50,7 @@ class Fusion:
         parameters = inspect.signature(fn).parameters.values()
         self.options: dict[str, Any] = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         self.choices = _choices(fn, self.options)
+        self.peers: list[Peer] = []
         self._reference: Spec | None = None
         self._example_inputs: Spec | None = None
 
@@ -74,6 +94,15 @@ class Fusion:
     def example_inputs(self) -> Spec:
         """Before one is registered: the decorator that registers a maker of example inputs. After: that maker."""
         return self._example_inputs or self._register("_example_inputs")
+
+    def peer(self, name: str, variant: str, *, compile: bool = False) -> Callable[[Spec], Spec]:
+        """Decorator: register `make` of a Peer."""
+
+        def register(make: Spec) -> Spec:
+            self.peers.append(Peer(name, variant, compile, make))
+            return make
+
+        return register
 
     @property
     def has_reference(self) -> bool:

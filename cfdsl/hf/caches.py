@@ -36,10 +36,15 @@ class StaticTensors:
         """Tokens that every layer has room for."""
         return int(self.layers[0][0].shape[2])
 
-    @property
-    def addresses(self) -> tuple[int, ...]:
-        """Where everything that a captured graph has in it lies."""
-        return tuple(tensor.data_ptr() for pair in self.layers for tensor in pair)
+    def still_in(self, cache: Any) -> bool:
+        """Whether `cache` has these very tensors."""
+        layers = getattr(cache, "layers", None)
+        if layers is None:
+            now = list(zip(cache.key_cache, cache.value_cache, strict=True))
+            return len(now) == len(self.layers) and all(a is k and b is v for (a, b), (k, v) in zip(now, self.layers, strict=True))
+        if len(layers) != len(self.layers):
+            return False
+        return all(layer.keys is k and layer.values is v for layer, (k, v) in zip(layers, self.layers, strict=True))
 
     def advance(self) -> None:
         """One token more, as the layers' own update would count it; on the device, in one launch."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cfdsl.errors import ArgumentError, CfdslError, DecodeRefused, ModelUnsupported, NoTarget, PatchRefused
-from cfdsl.hf.caches import KNOWN, StaticTensors, static_tensors
+from cfdsl.hf.caches import KNOWN, static_tensors
 from cfdsl.models import ModelConfig
 
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM")
@@ -56,9 +56,10 @@ def weights(model: Any) -> dict[str, Tensor]:
     return found
 
 
-def ends(model: Any) -> tuple[Tensor, Tensor]:
-    """The first and the last weight: where they have moved, the others have."""
-    return model.model.embed_tokens.weight, model.model.norm.weight
+def end_addresses(model: Any) -> tuple[int, int]:
+    """Where the first and the last weight lie: where they have moved, the others have."""
+    inner = model.model
+    return inner.embed_tokens.weight.data_ptr(), inner.norm.weight.data_ptr()
 
 
 def single_mask(mask: Any) -> Tensor | None:
@@ -112,7 +113,7 @@ def _weights(model: Any, dtype: str | None) -> Iterator[tuple[str, str]]:
     found = {str(weight.dtype).removeprefix("torch.") for weight in named.values()}
     wanted = NAMES.get(dtype or "")
     if not odd and len(found) > 1:
-        yield f"its weights have several dtypes: {', '.join(sorted(found))}", "load it in one: torch_dtype=torch.bfloat16"
+        yield f"its weights have several dtypes: {', '.join(sorted(found))}", "convert it to one: model.to(torch.bfloat16)"
     elif not odd and not found <= set(SPELLED.values()):
         advice = "load it in bfloat16, or call model.to(torch.bfloat16)"
         yield f"its weights are {found.pop()}; the kernels take bfloat16 and float16", advice
@@ -147,12 +148,17 @@ def _device_errors(model: Any, backend: str | None) -> list[CfdslError]:
 # ---- a call with one new token -------------------------------------------------------------------------------------------------------
 
 
-def decode_errors(model: Any, sizes: ModelConfig, call: Mapping[str, Any]) -> list[CfdslError]:
-    """Everything about a call that speaks against decoding it, as far as the host can see."""
-    return [DecodeRefused(problem=problem, advice=advice) for problem, advice in _call(model, sizes, call)]
+def call_errors(model: Any, call: Mapping[str, Any]) -> list[CfdslError]:
+    """What speaks against decoding a call, its cache aside, as far as the host can see."""
+    return [DecodeRefused(problem=problem, advice=advice) for problem, advice in _call(model, call)]
 
 
-def _call(model: Any, sizes: ModelConfig, call: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def cache_errors(model: Any, sizes: ModelConfig, cache: Any) -> list[CfdslError]:
+    """What speaks against decoding with a cache."""
+    return [DecodeRefused(problem=problem, advice=advice) for problem, advice in _cache(model, sizes, cache)]
+
+
+def _call(model: Any, call: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     ids = call.get("input_ids")
     if ids is None:
         yield "it gives inputs_embeds", "give input_ids: the kernels look embeddings up themselves"
@@ -168,18 +174,14 @@ def _call(model: Any, sizes: ModelConfig, call: Mapping[str, Any]) -> Iterator[t
         yield "it has a cache and use_cache=False", "leave use_cache out"
     if model.training:
         yield "the model is in training mode", "call model.eval()"
-    cache = call.get("past_key_values")
+
+
+def _cache(model: Any, sizes: ModelConfig, cache: Any) -> Iterator[tuple[str, str]]:
     found = static_tensors(cache)
     if found is None:
-        yield (
-            f"its cache is a {type(cache).__name__} without the tensors of a StaticCache ({KNOWN})",
-            "use a StaticCache, or model.generate(..., cache_implementation='static')",
-        )
-    else:
-        yield from _cache(model, sizes, cache, found)
-
-
-def _cache(model: Any, sizes: ModelConfig, cache: Any, found: StaticTensors) -> Iterator[tuple[str, str]]:
+        problem = f"its cache is a {type(cache).__name__} without the tensors of a StaticCache ({KNOWN})"
+        yield problem, "use a StaticCache, or model.generate(..., cache_implementation='static')"
+        return
     if len(found.layers) != sizes.layers:
         yield f"its cache has {len(found.layers)} layers and the model {sizes.layers}", "make the cache with this model's config"
     weight = next(model.parameters())

@@ -6,10 +6,12 @@ import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
+from cfdsl.errors import PackageMissing
 from cfdsl.hf.session import decoder_class
 from cfdsl.hf.text import Bytes, FolderVocabulary, Vocabulary
 from cfdsl.hf.weights import Progress, end_tokens, folder_weights, nothing, random_weights
@@ -18,29 +20,99 @@ from cfdsl.models import PRESETS, ModelConfig
 ROUND = 128  # capacities are multiples of this, so that prompts of nearly the same length share kernels
 
 
-@dataclass(frozen=True)
-class Source:
-    """A model to generate with: a preset (random weights), or a folder."""
+class Source(Protocol):
+    """A model to generate with: its sizes, and whether its weights are random."""
 
     sizes: ModelConfig
-    folder: Path | None
+    random: bool
 
-    @classmethod
-    def find(cls, name: str) -> Source:
-        """A preset by name, else a folder (or the config.json in it). Raises UnknownModel, ModelUnsupported."""
-        if name in PRESETS:
-            return cls(PRESETS[name], None)
-        path = Path(name)
-        return cls(ModelConfig.from_hf(path), path if path.is_dir() else path.parent)
+    def vocabulary(self) -> Vocabulary: ...
+    def ends(self) -> frozenset[int]: ...
+    def weights(self, dtype: str, device: str, seed: int, progress: Progress) -> tuple[dict[str, Tensor], tuple[str, ...]]: ...
+
+
+def find_source(name: str) -> Source:
+    """A preset by name, a .gguf file, else a folder (or the config.json in it). Raises UnknownModel, ModelUnsupported, PackageMissing."""
+    path = Path(name)
+    if name in PRESETS:
+        return PresetSource(PRESETS[name])
+    if path.suffix == ".gguf" and path.is_file():
+        return GgufSource(path)
+    return FolderSource(path)
+
+
+class PresetSource:
+    """Sizes of a known model with random weights; bytes are its tokens, and no token ends a text."""
+
+    random = True
+
+    def __init__(self, sizes: ModelConfig) -> None:
+        self.sizes = sizes
 
     def vocabulary(self) -> Vocabulary:
-        """The folder's tokenizer; bytes for a preset."""
-        return Bytes() if self.folder is None else FolderVocabulary(self.folder)
+        """Bytes in, numbers out."""
+        return Bytes()
 
-    @property
     def ends(self) -> frozenset[int]:
-        """Tokens that end a text."""
-        return frozenset() if self.folder is None else end_tokens(self.folder)
+        """None."""
+        return frozenset()
+
+    def weights(self, dtype: str, device: str, seed: int, progress: Progress) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """Random ones of `seed`; nothing is converted."""
+        return random_weights(self.sizes, dtype, device, seed, progress), ()
+
+
+class FolderSource:
+    """A folder as Hugging Face has it."""
+
+    random = False
+
+    def __init__(self, path: Path) -> None:
+        self.sizes, self.folder = ModelConfig.from_hf(path), path if path.is_dir() else path.parent
+
+    def vocabulary(self) -> Vocabulary:
+        """The folder's tokenizer."""
+        return FolderVocabulary(self.folder)
+
+    def ends(self) -> frozenset[int]:
+        """What its configs say."""
+        return end_tokens(self.folder)
+
+    def weights(self, dtype: str, device: str, seed: int, progress: Progress) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """Those of its safetensors files, and the dtypes that were converted."""
+        return folder_weights(self.folder, self.sizes, dtype, device, progress)
+
+
+class GgufSource:
+    """A GGUF file; its weights come out of its quantisation."""
+
+    random = False
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = importlib.import_module("fusions.decoder.gguf_file").GgufFile(path)
+        except ImportError:
+            raise PackageMissing(package="gguf", needs="reading a .gguf file") from None
+        self.sizes: ModelConfig = self._file.model
+
+    def vocabulary(self) -> Vocabulary:
+        """The file's tokenizer."""
+        try:
+            found: Vocabulary = importlib.import_module("fusions.decoder.text").Text(self._file)
+        except ImportError:
+            raise PackageMissing(package="tokenizers", needs="the tokenizer of a .gguf file") from None
+        return found
+
+    def ends(self) -> frozenset[int]:
+        """What the file says."""
+        ends: frozenset[int] = getattr(self.vocabulary(), "eos", frozenset())
+        return ends
+
+    def weights(self, dtype: str, device: str, seed: int, progress: Progress) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """All of them in `dtype`."""
+        found: dict[str, Tensor] = self._file.weights(dtype, device)
+        progress(len(found), len(found))
+        return found, ("quantised",)
 
 
 @dataclass(frozen=True)
@@ -87,13 +159,9 @@ def get_ready(
     """Weights, then the decoder (which compiles its kernels, or takes them from the cache)."""
     device = "cpu" if backend == "oracle" else "cuda"
     sampler = sampling.sampler(device)
-    converted: tuple[str, ...] = ()
-    if source.folder is None:
-        weights = random_weights(source.sizes, dtype, device, sampling.seed, progress)
-    else:
-        weights, converted = folder_weights(source.folder, source.sizes, dtype, device, progress)
+    weights, converted = source.weights(dtype, device, sampling.seed, progress)
     capacity = -(-(len(prompt) + count) // ROUND) * ROUND
     if device == "cuda":
         torch.cuda.synchronize()  # kernels read weights ahead of stream order
     decoder = decoder_class()(source.sizes, weights, capacity=capacity, dtype=dtype, backend=backend)
-    return Generation(decoder, prompt, count, sampler, source.ends, converted)
+    return Generation(decoder, prompt, count, sampler, source.ends(), converted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import weakref
@@ -13,7 +14,7 @@ from torch import nn
 
 from cfdsl.errors import NotPatched, raise_all
 from cfdsl.hf import checks
-from cfdsl.hf.caches import StaticTensors, has_tokens, static_tensors, tokens_before
+from cfdsl.hf.caches import has_tokens, static_tensors, tokens_before
 from cfdsl.hf.session import Session
 
 STATE = "_cfdsl"
@@ -77,26 +78,32 @@ class Patched:
     @torch.no_grad()
     def decode(self, call: Mapping[str, Any]) -> Any:
         """One token: logits as Hugging Face returns them, the cache one token longer."""
-        model = self.model
-        raise_all(checks.decode_errors(model, self.sizes, call))
-        cache = call["past_key_values"]
-        found = static_tensors(cache)
-        assert found is not None
-        session = self._session(cache, found)
+        weight = self.model.model.norm.weight
+        with torch.cuda.device(weight.device) if weight.is_cuda else contextlib.nullcontext():  # the current one may be another
+            return self._decode(self.model, call["past_key_values"], call)
+
+    def _decode(self, model: Any, cache: Any, call: Mapping[str, Any]) -> Any:
+        ends = checks.end_addresses(model)
+        session = None if isinstance(cache, tuple) else self.sessions.get(cache)  # a tuple, of an early version, is refused below
+        if session is not None and session.fits(cache, ends):
+            raise_all(checks.call_errors(model, call))
+        else:
+            raise_all([*checks.call_errors(model, call), *checks.cache_errors(model, self.sizes, cache)])
+            session = self._begin(cache, ends)
+        found = session.found
         session.begin(tokens_before(cache, found, call), checks.single_mask(call.get("attention_mask")), call.get("position_ids"))
         logits = session.step(call["input_ids"])
         found.advance()
         return _output(model, logits.to(model.dtype, copy=True)[:, None], cache, call)
 
-    def _session(self, cache: Any, found: StaticTensors) -> Session:
-        """The session of these tensors: made anew where the cache has got other ones, or the model other weights."""
-        addresses = (*found.addresses, *(weight.data_ptr() for weight in checks.ends(self.model)))
-        session = self.sessions.get(cache)
-        if session is None or session.addresses != addresses:
-            raise_all(checks.weight_errors(self.model, self.dtype, self.backend))
-            session = Session(self.sizes, checks.weights(self.model), found, addresses, self.dtype, self.backend)
-            self.sessions[cache] = session
-        return session
+    def _begin(self, cache: Any, ends: tuple[int, ...]) -> Session:
+        """A session for a cache that has none, or other tensors than it had, or a model whose weights have moved."""
+        raise_all(checks.weight_errors(self.model, self.dtype, self.backend))
+        found = static_tensors(cache)
+        assert found is not None
+        with torch.inference_mode(False):  # what a session allocates outlives the caller's inference_mode
+            self.sessions[cache] = Session(self.sizes, checks.weights(self.model), found, ends, self.dtype, self.backend)
+        return self.sessions[cache]
 
 
 def _output(model: Any, logits: torch.Tensor, cache: Any, call: Mapping[str, Any]) -> Any:

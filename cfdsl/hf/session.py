@@ -21,15 +21,16 @@ def decoder_class() -> Any:
 
 
 class Session:
-    """A Decoder whose caches are the tensors of one StaticCache.
+    """A Decoder whose caches are the tensors of one StaticCache, `found`.
 
-    addresses   of the caches and of some weights: with others this session is of no use, because a graph has them captured
+    ends   addresses of the first and the last weight: with others, or other cache tensors, a session is of no use, because a graph has
+           them captured
     """
 
     def __init__(
-        self, sizes: ModelConfig, weights: Mapping[str, Tensor], found: StaticTensors, addresses: tuple[int, ...], dtype: str, backend: str
+        self, sizes: ModelConfig, weights: Mapping[str, Tensor], found: StaticTensors, ends: tuple[int, ...], dtype: str, backend: str
     ) -> None:
-        self.addresses = addresses
+        self.found, self.ends = found, ends
         how: dict[str, Any] = {"capacity": found.capacity, "dtype": dtype, "caches": list(found.layers), "backend": backend}
         self.decoder = decoder_class()(sizes, weights, **how)
         self.capacity = found.capacity
@@ -38,6 +39,10 @@ class Session:
         self._fine = torch.ones((), dtype=torch.bool, device=found.layers[0][0].device)
         self._seen = torch.ones((), dtype=torch.bool, pin_memory=self.on_gpu)
         self._calls = 0
+
+    def fits(self, cache: Any, ends: tuple[int, ...]) -> bool:
+        """Whether the cache still has the tensors, and the model the weights, that this was made with."""
+        return self.ends == ends and self.found.still_in(cache)
 
     def begin(self, length: Tensor | int, mask: Tensor | None, position_ids: Tensor | None) -> None:
         """Set the length, from device to device, and look at what the call attends to.

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from cfdsl.dsl.fusion import Fusion
+from cfdsl.dsl.fusion import Fusion, Peer
 from cfdsl.dsl.interpret import count_traffic
 from cfdsl.models import ModelConfig
 from cfdsl.runtime import measure
 from cfdsl.runtime.kernel import Kernel
-from cfdsl.runtime.peers import PEERS, Peer, peer_arguments
+from cfdsl.runtime.peers import peer_error, ready
 
 Log = Callable[[str], None]
 Tensors = dict[str, torch.Tensor]
@@ -80,7 +80,7 @@ class Bench:
     def errors(self, want: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """Launch once on the first set; the relative error of every output and cache."""
         for name in self.outputs:
-            self.sets[0][name].fill_(float("nan"))
+            measure.poison(self.sets[0][name])
         self._call(self.sets[0])()
         return {name: measure.relative_error(self.sets[0][name], value) for name, value in want.items()}
 
@@ -171,7 +171,7 @@ def measure_kernel(bench: Bench, kv_len: int, ceiling: measure.Ceiling, runs: in
 def measure_peers(bench: Bench, rows: list[dict[str, Any]], wants: Mapping[int, Tensors], budget_s: float, log: Log) -> list[str]:
     """Time every peer at every KV length and add it to the rows; returns what was left out, and why."""
     left_out, start = [], time.monotonic()
-    for peer in PEERS.get(bench.fusion.name, ()):
+    for peer in bench.fusion.peers:
         for row in rows:
             what = f"{peer.name} ({peer.variant}) at {row['kv_len']:,}"
             if time.monotonic() - start > budget_s:
@@ -184,7 +184,7 @@ def measure_peers(bench: Bench, rows: list[dict[str, Any]], wants: Mapping[int, 
                 continue
             row["peers"].append({**found, "speedup": found["us"] / row["us"]})
             log(f"{what} tokens: {found['us']:.1f} us")
-    if bench.fusion.name not in PEERS:
+    if not bench.fusion.peers:
         left_out.append(f"there are no peers for {bench.fusion.name}")
     return left_out
 
@@ -192,14 +192,11 @@ def measure_peers(bench: Bench, rows: list[dict[str, Any]], wants: Mapping[int, 
 def measure_peer(bench: Bench, peer: Peer, kv_len: int, want: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """One peer's time over the same rotation, and its error against float64."""
     bench.at(kv_len)
-    layout = str({**bench.fusion.options, **bench.options}.get("layout", "bhtd"))
-    arguments = [peer_arguments(bench.fusion.name, tensors, bench.model, kv_len, layout) for tensors in bench.sets]
-    if peer.compile:
-        torch._dynamo.reset()  # every length is compiled as its own constant; without this the limit on recompilations is soon reached
-    block = peer.ready()
+    made = [peer.make(bench.model, tensors, kv_len, **bench.options) for tensors in bench.sets]
+    forward = ready(peer, made[0][0])
     with torch.no_grad():
         started = time.monotonic()
-        error = measure.relative_error(block(*arguments[0]), next(iter(want.values())))
+        error = peer_error(forward(*made[0][1]), want)
         compile_s = time.monotonic() - started
-        timing = measure.time_graph([functools.partial(block, *given) for given in arguments])
+        timing = measure.time_graph([functools.partial(forward, *given) for _, given in made])
     return {"name": peer.name, "variant": peer.variant, "us": timing.us, "relative_error": error, "first_call_s": compile_s}

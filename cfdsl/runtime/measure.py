@@ -172,8 +172,10 @@ def _read_kernel(data: torch.Tensor) -> dict[str, Call]:
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     """|got - want| / |want| in the Euclidean norm, in float64, over the elements that are numbers in `want`.
 
-    Infinite where `got` is not a number and `want` is.
+    Infinite where `got` is not a number and `want` is. Indices are right, 0, or wrong, infinite: there is no nearly.
     """
+    if not want.is_floating_point():
+        return 0.0 if torch.equal(got.cpu().long(), want.cpu().long()) else math.inf
     a, b = got.detach().double().flatten(), want.detach().double().flatten()
     known = b.isfinite()
     if bool((known & ~a.isfinite()).any()):
@@ -181,6 +183,11 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     zero = torch.zeros_like(b)
     difference = torch.where(known, a - b, zero).norm()
     return float(difference / torch.where(known, b, zero).norm().clamp_min(1e-300))
+
+
+def poison(tensor: torch.Tensor) -> None:
+    """Fill with what no right result has: NaN, or -1 where it holds indices."""
+    tensor.fill_(math.nan if tensor.is_floating_point() else -1)
 
 
 def count_different(call: Call, outputs: Sequence[torch.Tensor], runs: int = 1000) -> int:

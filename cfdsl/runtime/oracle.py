@@ -23,7 +23,7 @@ from cfdsl.runtime.arguments import check_arguments, in_order
 from cfdsl.runtime.kernel import STATUS
 
 MESH = ("clusters", "cluster_size", "splits")
-BAD_LENGTH, BAD_POSITION = 0, 1  # bits of a kernel's status word
+BAD_LENGTH, BAD_POSITION, BAD_TOKEN = 0, 1, 3  # bits of a kernel's status word
 
 
 class Oracle:
@@ -48,7 +48,7 @@ class Oracle:
         tensors = {arg.name: value for arg, value in zip(self.args, args, strict=True)}
         self._flags.update(_out_of_range(self.placed.graph, tensors))
         with torch.no_grad():  # weights may be parameters; like a kernel, this has no gradient
-            result = interpret(self.placed, tensors)
+            result = interpret(self.placed, tensors, count=False)
             for name, value in {**result.caches, **result.outputs}.items():
                 tensors[name].copy_(value)
 
@@ -110,7 +110,7 @@ def _meshes(graph: Graph, given: Mapping[str, int]) -> Iterator[Mesh]:
 
 
 def _out_of_range(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> Iterator[int]:
-    """The bit of every length and position that is out of range and will be clamped."""
+    """The bit of every length, position and token that is out of range and will be clamped."""
     for node in graph.nodes:
         if node.op == "append":
             capacity = _capacity(node, tensors)
@@ -124,6 +124,10 @@ def _out_of_range(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> Iterator
             rows = len(tensors[leaf_of(node.args[1]).attr("name")])
             if not _within(node.args[3], tensors, rows - 1):
                 yield BAD_POSITION
+        elif node.op == "embedding":
+            rows = len(tensors[leaf_of(node.args[1]).attr("name")])
+            if not _within(node.args[0], tensors, rows - 1):
+                yield BAD_TOKEN
 
 
 def _capacity(cache: Node, tensors: Mapping[str, torch.Tensor]) -> int:

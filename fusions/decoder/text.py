@@ -77,7 +77,7 @@ def _tokenizer(file: GgufFile) -> Any:
     texts, kinds = file.metadata("tokenizer.ggml.tokens"), file.metadata("tokenizer.ggml.token_type")
     merges = [tuple(merge.split(" ")) for merge in file.metadata("tokenizer.ggml.merges")]
     made = Tokenizer(models.BPE({text: token for token, text in enumerate(texts)}, merges))
-    cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    cut: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if file.metadata("tokenizer.ggml.pre") == "smollm":  # digits one by one, then as GPT-2
         cut = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), cut])
     made.pre_tokenizer, made.decoder = cut, decoders.ByteLevel()

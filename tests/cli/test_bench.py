@@ -63,3 +63,9 @@ def test_the_plot_is_written(suffix: str, tmp_path: Path) -> None:
 def test_lengths() -> None:
     assert parse_lengths("1024, 4096") == [1024, 4096]
     assert parse_lengths("0") == [0]
+
+
+def test_a_fusion_without_a_cache_has_no_kv_length() -> None:
+    text = printed(bench_panel({**record(), "cached": False}))
+    assert "1,024" not in text
+    assert "1,024" in printed(bench_panel(record()))

@@ -140,6 +140,7 @@ def test_curves_are_of_the_fastest_algorithm() -> None:
     rows = [
         row(4, "push", 512, 0.2), row(4, "bulk", 512, 0.3), row(4, "push", 4, 0.1), row(4, "global", 4, 0.5), row(2, "push", 4, 0.15),
         row(2, "push", 8, 0.01, "wrong"),
+        row(2, "multicast", 4, 0.01),
     ]  # fmt: skip
     assert curves(rows, "sum", "us") == {(2, True): [(4, 0.15)], (4, True): [(4, 0.1), (512, 0.2)], (4, False): [(4, 0.5)]}
     assert curves(rows, "gather", "us") == {}

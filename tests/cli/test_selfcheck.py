@@ -3,10 +3,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 import cfdsl as cf
 from cfdsl.cli.request import Request, resolve
-from cfdsl.cli.selfcheck import oracle_check, scaled_down, smallest_share
+from cfdsl.cli.selfcheck import oracle_check, relative_error, scaled_down, smallest_share
 from fusions.attention_block import attention_block
 
 
@@ -84,3 +85,24 @@ def test_a_wrong_reference_is_seen() -> None:
 def test_a_fusion_without_a_reference_is_left_out() -> None:
     bare = cf.Fusion(attention_block.fn)
     assert oracle_check(replace(request(), fusion=bare), cf.Mesh(32, 2)) is None
+
+
+@pytest.mark.parametrize("fusion", ["ffn_block", "lm_head", "embedding"])
+def test_fusions_without_heads_are_scaled_down_too(fusion: str) -> None:
+    """Every CTA stays, and the weights have a few million elements."""
+    asked = request(fusion, model="llama-3.1-8b")
+    graph = asked.fusion.trace(asked.model)
+    small, mesh = scaled_down(asked.model, graph, cf.Mesh(132, 1))
+    assert mesh == cf.Mesh(132, 1)
+    leaves = asked.fusion.trace(small).leaves("weight")
+    assert sum(int(leaf.type.shape[0]) * int(leaf.type.shape[-1]) for leaf in leaves) < 6_000_000
+    found = oracle_check(asked, cf.Mesh(1, 1) if fusion == "embedding" else cf.Mesh(132, 1))
+    assert found is not None
+    assert found["ok"]
+    assert "to take seconds: hidden" in found["note"]
+
+
+def test_an_index_is_right_or_wrong() -> None:
+    index = torch.tensor([5], dtype=torch.int32)
+    assert relative_error(index, index.clone()) == 0.0
+    assert relative_error(index, index + 1) == float("inf")

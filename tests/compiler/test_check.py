@@ -52,7 +52,7 @@ def test_every_push_is_needed(name: str) -> None:
 
 # ---- one planted bug for each check: (what is done to a good plan, which check sees it, what it says)
 
-SPREAD = block("llama-3.1-8b", 24, 4, splits=3, qkv="grid")
+SPREAD = block("llama-3.1-8b", 24, 4, splits=3, qkv="grid", window=3)
 PUSHED = next(buffer for buffer in SPREAD.buffers if buffer.name == SPREAD.steps[step_of(SPREAD, "terms_push")].params["dst"])
 SPLIT = block(clusters=64, cluster_size=2, splits=2, qkv="grid")
 GOOD = block(stages=6)  # llama-2-7b, 32 x 4; its steps and buffers are pinned in test_schedule.py
@@ -70,6 +70,13 @@ BUGS: dict[str, tuple[KernelPlan, str, str]] = {
     "one stage": (
         replace(GOOD, ring=replace(GOOD.ring, stages=1)),
         "ring_geometry", "a ring has at least 2 stages of a multiple of 128 bytes: 1 x 16384",
+    ),
+    "more early tiles than tiles in flight": (
+        replace(SPREAD, ring=replace(SPREAD.ring, window=3, early=3)), "ring_geometry",
+        "tiles for behind a grid barrier are some of those in flight, and those some of the stages: 3 < 3 < 4 is not so",
+    ),
+    "the count of grid barriers on top of a barrier": (
+        replace(SPREAD, ring=replace(SPREAD.ring, window=3, early=2)), "layout", "full is misplaced: at 65536, ring ends at 65544",
     ),
     "arrivals": (with_barrier(GOOD, "empty", arrivals=9), "ring_barriers", "empty expects the wrong arrivals: 9, not 8"),
     "too few barriers": (with_barrier(GOOD, "full", count=5), "ring_barriers", "there is not one full barrier to a stage: 5 of 6"),

@@ -332,6 +332,14 @@ def test_given_window() -> None:
         choose(SPLIT, H200, {"window": -1})
 
 
+def test_early_tiles_are_two_thirds_of_the_window() -> None:
+    """What is needed behind a grid barrier; given, or 0 for no limit of its own."""
+    assert [choose(SPLIT, H200, {"window": window}).config.early for window in (0, 1, 3, 6)] == [0, 1, 2, 4]
+    assert [choose(SPLIT, H200, {"early": early}).config.early for early in (0, 1)] == [0, 1]
+    with pytest.raises(ConfigError, match="the config has early=-1, it must be 0 or a positive number"):
+        choose(SPLIT, H200, {"early": -1})
+
+
 def test_splits_are_told_in_the_table() -> None:
     choice = choose(SPLIT_GROUPED, H200, {"clusters": 64, "splits": 8, "cluster_size": 2, "ctas_per_sm": 1})
     assert "8 x 8 x 2" in explain(choice).split("\n")[-1]
@@ -452,7 +460,7 @@ def test_injected_shared_memory_decides_stages() -> None:
     choice = choose(LLAMA, H100_SXM, {"clusters": 32, "cluster_size": 2, "ctas_per_sm": 1}, smem_of=exact)
     assert choice.config.stages == 11  # (232448 - 50192) / 16384 = 11.1
     assert choice.chosen.smem_bytes == 11 * 16384 + 50_000 + 16 * 11
-    assert asked[-1].with_(window=choice.config.window) == choice.config
+    assert asked[-1].with_(window=choice.config.window, early=choice.config.early) == choice.config
 
 
 def test_reasons_of_the_shared_memory_callable_are_kept() -> None:

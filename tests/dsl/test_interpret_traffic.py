@@ -156,3 +156,13 @@ def test_closed_form_of_other_ops(mesh: cf.Mesh) -> None:
     ran = interpret(placed, tensors).traffic
     assert count_traffic(placed, {"tokens": 7, "length": 3}) == ran
     assert ran.kv_read == 2 * 2 * 4 * 3 * 16 * 2
+
+
+def test_without_counting_the_numbers_are_the_same_and_the_traffic_is_not_known() -> None:
+    placed = cf.place(attention_block.trace(SMALL), cf.Mesh(2, 4))
+    tensors = attention_block.example_inputs(SMALL, 1, "bf16", 5, 9)
+    watched, unwatched = (interpret(placed, tensors, count=count) for count in (True, False))
+    assert torch.equal(watched.outputs["y"], unwatched.outputs["y"])
+    assert all(torch.equal(a.nan_to_num(), unwatched.caches[name].nan_to_num()) for name, a in watched.caches.items())
+    with pytest.raises(cf.CfdslError, match="argument 'count' must be True for the traffic to be known, got False"):
+        unwatched.traffic

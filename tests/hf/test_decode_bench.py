@@ -223,6 +223,7 @@ def test_the_tables_have_everything_a_measurement_needs(on_cpu: list[int]) -> No
 
 
 def test_the_command(on_cpu: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("cfdsl.cli.gpu.gpu_present", lambda: False)
     done = run("bench", "decode", "--model", "smollm2-135m", "--context", "20")
     assert done.code == 1
     assert "NeedsGpu: `python -m cfdsl bench decode` measures on a GPU" in done.err

@@ -14,7 +14,7 @@ from runner import run
 from tiny import tiny
 
 from cfdsl.errors import ModelUnsupported, UnknownModel, WeightsUnusable
-from cfdsl.hf.generation import Source
+from cfdsl.hf.generation import FolderSource, find_source
 from cfdsl.hf.text import Bytes, FolderVocabulary, stream
 from cfdsl.hf.weights import end_tokens, folder_weights, random_weights
 from cfdsl.models import PRESETS, ModelConfig
@@ -111,15 +111,17 @@ def test_options_that_cannot_be(folder: Path, arguments: tuple[str, ...], text: 
 
 
 def test_sources(folder: Path, tmp_path: Path) -> None:
-    assert Source.find(str(folder)).ends == {2, 5}
-    assert Source.find(str(folder / "config.json")).folder == folder
-    assert Source.find("llama-2-7b").folder is None
+    assert find_source(str(folder)).ends() == {2, 5}
+    by_file = find_source(str(folder / "config.json"))
+    assert isinstance(by_file, FolderSource)
+    assert by_file.folder == folder
+    assert find_source("llama-2-7b").random
     with pytest.raises(UnknownModel):
-        Source.find("llama-2-70b")
+        find_source("llama-2-70b")
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}, "eos_token_id": 7}))
     with pytest.raises(ModelUnsupported, match="its weights are quantised"):
-        Source.find(str(tmp_path))
+        find_source(str(tmp_path))
     assert end_tokens(tmp_path) == {7}
 
 
@@ -146,10 +148,11 @@ def test_weights_of_a_folder(model: Any, folder: Path, tmp_path: Path) -> None:
         folder_weights(tmp_path, sizes)
 
 
-@pytest.mark.parametrize("package", ["safetensors", "tokenizers"])
-def test_a_missing_package_is_named(folder: Path, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("package", ["safetensors", "tokenizers", "gguf"])
+def test_a_missing_package_is_named(folder: Path, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    done = run("generate", "--model", str(folder), "--prompt", PROMPT, *ORACLE)
+    (tmp_path / "model.gguf").touch()
+    done = run("generate", "--model", str(tmp_path / "model.gguf" if package == "gguf" else folder), "--prompt", PROMPT, *ORACLE)
     assert done.code == 1
     assert f"pip install {package}." in done.err
 

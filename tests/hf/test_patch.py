@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 from typing import Any
 
 import pytest
@@ -19,7 +20,10 @@ pytestmark = pytest.mark.usefixtures("plain")
 
 
 def static(model: Any, tokens: int = 64) -> Any:
-    return transformers.StaticCache(config=model.config, max_cache_len=tokens)
+    wanted = {"max_batch_size": 1, "device": model.device, "dtype": model.dtype}  # which versions before 4.56 ask for
+    known = inspect.signature(transformers.StaticCache.__init__).parameters
+    how = {name: value for name, value in wanted.items() if name in known}
+    return transformers.StaticCache(config=model.config, max_cache_len=tokens, **how)
 
 
 def prefilled(model: Any, cache: Any = None) -> Any:
@@ -118,6 +122,30 @@ def test_a_step_by_hand_and_what_it_leaves_in_the_cache() -> None:
     assert not both[0].equal(kept)
 
 
+@pytest.mark.parametrize("kind", ["Llama", "Mistral"])
+def test_a_cache_goes_back_and_forth(kind: str) -> None:
+    """Decode by cfdsl, by Hugging Face, more prompt, by cfdsl: each goes on where the other stopped."""
+    model = tiny(kind, **({"sliding_window": 128} if kind == "Mistral" else {}))
+    calls = [[[5]], [[6]], [[7, 8, 9]], [[10]]]
+
+    def logits(ours: set[int]) -> list[torch.Tensor]:
+        cache, found = prefilled(model), []
+        for step, ids in enumerate(calls):
+            if step in ours:
+                patch(model, backend="oracle")
+            at = 8 + sum(len(before[0]) for before in calls[:step])
+            position = {"cache_position": torch.arange(at, at + len(ids[0]))} if not hasattr(cache.layers[0], "cumulative_length") else {}
+            with torch.no_grad():
+                found.append(model(torch.tensor(ids), past_key_values=cache, **position).logits[0, -1].float())
+            if step in ours:
+                unpatch(model)
+        return found
+
+    for ours, theirs in zip(logits({0, 2, 3}), logits(set()), strict=True):
+        assert (ours - theirs).norm() < 2e-2 * theirs.norm()
+    assert [decoder.steps for decoder in PlainDecoder.made] == [1, 1]
+
+
 def test_everything_else_stays_hugging_face(plain: type[PlainDecoder]) -> None:
     model = tiny()
     ids = torch.tensor(PROMPT)
@@ -130,6 +158,16 @@ def test_everything_else_stays_hugging_face(plain: type[PlainDecoder]) -> None:
         model(ids[:, 1:], past_key_values=cache)  # more prompt
     assert all(x.equal(y) for x, y in zip(got, want, strict=True))
     assert plain.made == []
+
+
+def test_a_session_begun_in_inference_mode_goes_on_without() -> None:
+    model = tiny()
+    patch(model, backend="oracle")
+    cache = prefilled(model)
+    with torch.inference_mode():
+        model(torch.tensor([[5]]), past_key_values=cache)
+    model(torch.tensor([[5]]), past_key_values=cache)
+    assert PlainDecoder.made[0].steps == 2
 
 
 def test_a_session_per_cache_that_goes_with_it() -> None:
@@ -209,7 +247,7 @@ def test_patching_twice_and_unpatching_twice() -> None:
 def test_all_that_is_wrong_with_a_call_is_said_at_once() -> None:
     model = tiny()
     patch(model, backend="oracle")
-    cache = transformers.DynamicCache(config=model.config)
+    cache = transformers.DynamicCache()
     with torch.no_grad():
         model(torch.tensor(PROMPT * 2), past_key_values=cache)
     model.train()
@@ -227,6 +265,13 @@ def test_all_that_is_wrong_with_a_call_is_said_at_once() -> None:
     ):
         assert part in text
     assert PlainDecoder.made == []
+
+
+def test_tuples_of_early_versions_are_refused() -> None:
+    model = tiny()
+    patch(model, backend="oracle")
+    pair = (torch.zeros(1, 2, 3, 64), torch.zeros(1, 2, 3, 64))
+    assert "its cache is a tuple" in refused(model, past_key_values=(pair, pair))
 
 
 def test_generate_without_a_static_cache_is_refused() -> None:

@@ -30,6 +30,7 @@ class Matrix:
     col0: int = 0
     dtype: str = "bf16"
     arrivals: int | None = None  # of the empty barriers, if the kernel is to be broken
+    early: int = 0  # tiles of the second stream in flight while the consumers are at the first
 
 
 def product(name: str, m: Matrix) -> Case:
@@ -37,7 +38,7 @@ def product(name: str, m: Matrix) -> Case:
     s, tiles = m.shape, m.first + m.second
     starts = (2, 9)
     rows = max(starts) + max(s.rows, s.block_stride) * tiles
-    ring = ring_kernels.ring_of(m.stages, -(-s.rows * s.tile_cols * 2 // 128) * 128)
+    ring = ring_kernels.ring_of(m.stages, -(-s.rows * s.tile_cols * 2 // 128) * 128, m.early)
     made = ring if m.arrivals is None else type(ring)(**{**vars(ring), "warps": m.arrivals})
 
     def make(variant: Any) -> list[Tensor]:
@@ -67,6 +68,7 @@ SHALLOW = Matrix(stream.Rows(cols=576, ld=576, rows=2, warps_per_row=8), stages=
 PRODUCT_CASES = (
     product("ragged, deep ring", DEEP),
     product("ragged, shallow ring", SHALLOW),
+    product("ragged, early tiles", Matrix(stream.Rows(cols=576, ld=576, rows=2, warps_per_row=8), stages=4, early=1)),
     product("1 warp a row, ragged", Matrix(stream.Rows(cols=576, ld=576, rows=16, warps_per_row=1))),
     product("contiguous", Matrix(stream.Rows(cols=4096, ld=4096, rows=1, warps_per_row=8), dtype="f16")),
     product("blocks", Matrix(stream.Rows(cols=512, ld=512, rows=2, warps_per_row=4, block_rows=4, block_stride=11))),

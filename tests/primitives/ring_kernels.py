@@ -14,10 +14,14 @@ from primitives import ring as rings
 BLOCK = THREADS + 32
 
 
-def ring_of(stages: int, stage_bytes: int) -> rings.Ring:
-    """A ring at the start of the arena, its barriers behind the data."""
+def ring_of(stages: int, stage_bytes: int, early: int = 0) -> rings.Ring:
+    """A ring at the start of the arena, its barriers behind the data; with a limit on `early` tiles, a word between them."""
     data = stages * stage_bytes
-    return rings.Ring(stages=stages, stage_bytes=stage_bytes, warps=WARPS, data=0, full=data, empty=data + 8 * stages)
+    full = data + 8 * (early > 0)
+    return rings.Ring(
+        stages=stages, stage_bytes=stage_bytes, warps=WARPS, data=0, full=full, empty=full + 8 * stages,
+        window=early + 1 if early else 0, early=early, passed=data if early else 0,
+    )  # fmt: skip
 
 
 def after(ring: rings.Ring) -> int:
@@ -41,7 +45,8 @@ def product(
     """out = rows of weight[:, col0 : col0 + cols] @ x (cols,), in two streams of `first` and `second` runs of rows through one ring.
 
     where: the first row of each stream, then col0. out is ((first + second) * rows,). `made`: the ring whose arrival counts the
-    barriers get, `ring` itself unless the kernel is to be broken.
+    barriers get, `ring` itself unless the kernel is to be broken. With early tiles the second stream stands behind a grid barrier, which
+    the consumers say they have passed when they are through with the first.
     """
     part_bytes = cutlass.const_expr(4 * shape.warps_per_row * shape.rows * (first + second))
     nbytes = cutlass.const_expr(after(ring) + part_bytes)
@@ -57,11 +62,14 @@ def product(
     if cta.warp() == WARPS:
         at = Int32(0)
         at = stream.rows(smem, ring, at, weight, shape, where[0], where[2], Int32(first * shape.pieces))
-        at = stream.rows(smem, ring, at, weight, shape, where[1], where[2], Int32(second * shape.pieces))
+        later = cutlass.const_expr(ring.behind(1) if ring.early else ring)
+        at = stream.rows(smem, later, at, weight, shape, where[1], where[2], Int32(second * shape.pieces))
     else:
         at = Int32(0)
         vector = frag.hold(frag.load(x, shape))
         at = gemv.rows(smem, ring, at, vector, weight.element_type, shape, Int32(first * shape.pieces), terms0)
+        if cutlass.const_expr(ring.early > 0):
+            rings.passed(smem, ring, 1)
         at = gemv.rows(smem, ring, at, vector, weight.element_type, shape, Int32(second * shape.pieces), terms1)
         cta.consumer_sync(WARPS)
         for i in cutlass.range(cta.thread(), shape.rows * first, THREADS, unroll=1):

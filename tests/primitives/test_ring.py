@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cases
 import pytest
 from cases import Case
 from expect import instructions, no_local_memory, only_the_frames_cluster_barriers, ptx_has, right_and_repeatable
 
 from primitives import attention, stream
+from primitives import ring as rings
 
 BULK = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
 HALF_A_GROUP = "attention 16 heads of 128, bhtd, bf16, 4 ranks, 2 stages, 2 batches"
@@ -49,6 +52,14 @@ def test_products_against_float64(case: Case) -> None:
 @pytest.mark.parametrize("case", cases.ATTEND_CASES, ids=lambda case: case.name)
 def test_attention_against_float64(case: Case) -> None:
     right_and_repeatable(case)
+
+
+@pytest.mark.parametrize(("nbytes", "window"), [(16384, 3), (11008, 5), (14336, 4), (4096, 12), (128, 12)])
+def test_a_window_is_of_bytes(nbytes: int, window: int) -> None:
+    """3 x 16 KB: five tiles of 11,008 bytes, and never more than there are stages."""
+    ring = rings.Ring(stages=12, stage_bytes=16384, warps=8, data=0, full=0, empty=0, window=3)
+    assert stream.paced(ring, nbytes).window == window
+    assert stream.paced(replace(ring, window=0), nbytes).window == 0
 
 
 @pytest.mark.parametrize("dim", [64, 128])

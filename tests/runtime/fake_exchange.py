@@ -29,7 +29,7 @@ class FakeKernel:
 
     def __init__(self, factory: FakeFactory, case: Case, algorithm: str, repeat: int, timed: bool) -> None:
         self.factory, self.case, self.algorithm, self.repeat, self.timed = factory, case, algorithm, repeat, timed
-        self.smem_bytes, self.launches = 2 * case.payload * case.cluster, 0
+        self.smem_bytes, self.launches, self.flags = 2 * case.payload * case.cluster, 0, tuple[str, ...]()
         self.bytes_pushed = 0 if algorithm == "global" else case.payload * (case.cluster - 1)
         self.bytes_global = case.payload * (case.cluster + 1) if algorithm == "global" else 0
 
@@ -43,6 +43,10 @@ class FakeKernel:
         self.factory.last_us = LAUNCH_US + total / GHZ / 1e3
         self.launches += 1
         self.factory.flaw(self, y)
+
+    def status(self, clear: bool = False) -> tuple[str, ...]:
+        """What a flaw has flagged."""
+        return self.flags
 
 
 class FakeFactory:

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+import cfdsl as cf
 from cfdsl.compiler.plan import Arg
 from cfdsl.dsl.interpret import count_traffic
 from cfdsl.dsl.place import place
 from cfdsl.dsl.placement import Mesh
 from cfdsl.models import PRESETS, ModelConfig
 from cfdsl.runtime import benchmark, measure
-from cfdsl.runtime.peers import PEERS, peer_arguments
+from cfdsl.runtime.peers import peer_error
 from fusions.attention_block import attention_block
+from fusions.embedding import embedding
+from fusions.ffn_block import ffn_block
+from fusions.lm_head import lm_head
 from fusions.rms_norm import rms_norm
 
 MODEL = PRESETS["smollm2-135m"]
@@ -95,9 +99,7 @@ def test_peers_are_timed_at_every_length_and_are_right(on_cpu: list[int], monkey
     monkeypatch.setattr(torch, "compile", lambda block, **how: block)
     record = run(FakeKernel())
     for row in record["rows"]:
-        assert [(peer["name"], peer["variant"]) for peer in row["peers"]] == [
-            (peer.name, peer.variant) for peer in PEERS["attention_block"]
-        ]
+        assert [(peer["name"], peer["variant"]) for peer in row["peers"]] == [(peer.name, peer.variant) for peer in attention_block.peers]
         assert all(peer["relative_error"] < 1e-2 and peer["speedup"] == 1.0 for peer in row["peers"])
     assert record["peers_left_out"] == []
 
@@ -163,21 +165,48 @@ def variants() -> list[tuple[ModelConfig, str]]:
 
 
 @pytest.mark.parametrize(("model", "layout"), variants())
-@pytest.mark.parametrize("peer", PEERS["attention_block"], ids=lambda peer: peer.variant)
+@pytest.mark.parametrize("peer", attention_block.peers, ids=lambda peer: f"{peer.name}, {peer.variant}")
 def test_peers_compute_the_same_block(model: ModelConfig, layout: str, peer: Any) -> None:
     given = attention_block.example_inputs(model, 1, "bf16", length=60, capacity=64, layout=layout)
     for name in ("pos", "length"):
         given[name].fill_(45)
     want = attention_block.reference(model, given, "f64", layout=layout)
-    got = peer.block(*peer_arguments("attention_block", given, model, 45, layout))
+    forward, arguments = peer.make(model, given, 45, layout=layout)
+    got = forward(*arguments)
     assert measure.relative_error(got, want["y"]) < 1e-2
     assert measure.relative_error(given["cache_k"], want["cache_k"]) < 4e-3
 
 
-def test_the_norms_peers() -> None:
-    given = rms_norm.example_inputs(MODEL, 1, "bf16")
-    got = PEERS["rms_norm"][0].block(*peer_arguments("rms_norm", given, MODEL, 0, "bhtd"))
-    assert measure.relative_error(got, rms_norm.reference(MODEL, given)["y"]) < 4e-3
+OTHERS: list[tuple[cf.Fusion, dict[str, Any]]] = [
+    (rms_norm, {}), (ffn_block, {}), (embedding, {}), (lm_head, {}), (lm_head, {"out": "logits"}), (lm_head, {"out": "both"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fusion", "options"), OTHERS, ids=str)
+def test_the_peers_of_other_fusions(fusion: cf.Fusion, options: dict[str, Any]) -> None:
+    """Each computes what its fusion does, in 16 bits; of a function for several sets of tensors there is one."""
+    model = MODEL.with_(vocab=1000)
+    given = fusion.example_inputs(model, 1, "bf16", **options)
+    want = fusion.reference(model, given, **options)
+    assert fusion.peers
+    for peer in fusion.peers:
+        forward, arguments = peer.make(model, given, 0, **options)
+        assert peer_error(forward(*arguments), want) < 1e-2
+        assert peer.make(model, given, 0, **options)[0] is forward
+
+
+def test_poison_is_no_result() -> None:
+    floats, indices = torch.zeros(2), torch.zeros(2, dtype=torch.int32)
+    for tensor in (floats, indices):
+        measure.poison(tensor)
+    assert floats.isnan().all()
+    assert indices.tolist() == [-1, -1]
+
+
+def test_a_wrong_index_is_wrong_however_near() -> None:
+    want = torch.tensor([128255], dtype=torch.int32)
+    assert measure.relative_error(want.clone(), want) == 0.0
+    assert measure.relative_error(want - 1, want) == float("inf")
 
 
 @pytest.mark.gpu

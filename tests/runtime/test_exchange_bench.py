@@ -238,6 +238,15 @@ def test_no_cycles_are_an_error(fake: FakeFactory) -> None:
         timing.inside(lab, few, many)
 
 
+def test_a_barrier_that_timed_out_while_timing_is_an_error(fake: FakeFactory) -> None:
+    def late(kernel: FakeKernel, y: torch.Tensor) -> None:
+        if kernel.algorithm == "global" and kernel.launches > 4:
+            kernel.flags = ("a barrier timed out",)
+
+    fake.flaw = late
+    assert [row["error"] for row in bench(fake)["rows"]] == [None, "WrongResult: a barrier timed out"] * 2
+
+
 def test_what_cannot_be_built_is_an_error_row(fake: FakeFactory) -> None:
     def broken(kind: str, **given: Any) -> FakeKernel:
         if given["algorithm"] == "global":
@@ -284,6 +293,7 @@ def test_compiling_ahead_builds_what_measuring_takes() -> None:
     log: list[str] = []
     cases = [Case("sum", 4, 512, 30), Case("gather", 4, 256, 32, None, "f16", launches_only=True)]
     assert warm(cases, H100, 2, log.append, ThreadPoolExecutor(2), f"{__name__}:no_such_factory") == 2
+    assert sum("did not compile: AttributeError: " in line for line in log) == 2
     sys.modules["fake_for_warm"] = type(sys)("fake_for_warm")
     made = FakeFactory()
     sys.modules["fake_for_warm"].make = made  # type: ignore[attr-defined]
@@ -309,3 +319,18 @@ def test_spawned_processes_fill_the_cache(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(list((tmp_path / "kernel").iterdir())) == 4
     kernels = [cfdsl.collective(case.kind, **case.arguments(*how, H100)) for case in cases for how in case.builds]
     assert not any(kernel.cold for kernel in kernels)
+
+
+@pytest.mark.gpu
+def test_real_exchanges_are_right_and_take_plausible_times() -> None:
+    from cfdsl.runtime.device import part_at_hand
+
+    grid = Grid((4,), (4, 512), ("sum", "gather"), ("chosen", "push", "global"))
+    record = run.bench_collectives(part_at_hand(), [grid], runs=20)
+    assert [row["error"] for row in record["rows"] if row["error"]] == []
+    assert [line["error"] for line in record["paper"] if line["error"]] == []
+    assert 0.5 < record["clock"]["ghz"] < 3
+    assert {row["algorithm"] for row in record["rows"]} >= {"push", "global"}
+    for row in record["rows"]:
+        assert 50 < row["cycles_low"] <= row["cycles"] <= row["cycles_high"] < 20000
+        assert 0.3 < row["launch_us"] < 50

@@ -123,3 +123,14 @@ def test_what_is_clamped_is_flagged(length: int, pos: int, flagged: list[int]) -
     block(**tensors)
     assert block.status(clear=True) == tuple(STATUS[bit] for bit in flagged)
     assert block.status() == ()
+
+
+def test_a_token_outside_of_the_table_is_flagged() -> None:
+    from fusions.embedding import embedding
+
+    model, rows = MODEL.with_(vocab=50), cf.oracle(embedding, MODEL.with_(vocab=50))
+    for token, flagged in ((0, ()), (49, ()), (50, (STATUS[3],)), (-1, (STATUS[3],))):
+        tensors = embedding.example_inputs(model, token=token)
+        rows(**tensors)
+        assert torch.equal(tensors["y"][0], tensors["table"][min(max(token, 0), 49)])
+        assert rows.status(clear=True) == flagged

@@ -206,14 +206,15 @@ class GraphPicture:
 
 
 def match_exchanges(graph: Graph, exchanges: tuple[Exchange, ...]) -> dict[Node, tuple[Exchange, ...]]:
-    """The plan's exchanges of each collective node: those of its line (an algorithm may take two rounds), else its scope's next one."""
+    """The plan's exchanges of each collective node: those of its line (there may be two rounds), else the next one of its op or scope."""
     found: dict[Node, tuple[Exchange, ...]] = {}
     left = [exchange for exchange in exchanges if exchange.algorithm != "multicast"]  # that one is no node's: it brings inputs
     for node in graph.nodes:
         if not node.is_collective:
             continue
-        of_scope = [exchange for exchange in left if node.op.startswith(exchange.scope)]
-        mine = [exchange for exchange in of_scope if exchange.src == node.src] or of_scope[:1]
+        of_op = [exchange for exchange in left if exchange.name.startswith(f"{node.op}:")]
+        of_op = of_op or [exchange for exchange in left if node.op.startswith(exchange.scope)]
+        mine = [exchange for exchange in of_op if exchange.src == node.src] or of_op[:1]
         found[node] = tuple(mine)
         left = [exchange for exchange in left if exchange not in mine]
     return found

@@ -82,7 +82,8 @@ def _store_index(c: Context, p: dict[str, Any]) -> Lines:
 
 
 def _grid_barrier(c: Context, p: dict[str, Any]) -> Lines:
-    return ["phase = grid.barrier(ws_sync, phase, CTAS, WARPS)"]
+    lines = ["phase = grid.barrier(ws_sync, phase, CTAS, WARPS)"]
+    return [*lines, f"rings.passed(smem, RING, {p['number']})"] if c.plan.ring and c.plan.ring.early else lines
 
 
 def _fetch(c: Context, p: dict[str, Any]) -> Lines:

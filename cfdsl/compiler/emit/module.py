@@ -13,7 +13,7 @@ from cfdsl.compiler.emit.steps import emit_step, tiles_of
 from cfdsl.compiler.geometry import MOST_REGISTERS, RowTiles, thread_registers
 from cfdsl.compiler.names import MODULES
 from cfdsl.compiler.names import identifier as name
-from cfdsl.compiler.plan import Buffer, KernelPlan, Step
+from cfdsl.compiler.plan import Buffer, KernelPlan, Ring, Step
 from cfdsl.dsl.graph import Src
 
 WIDTH = 140
@@ -68,12 +68,16 @@ def _constants(c: Context) -> str:
         full, empty = (next(b.offset for b in plan.barriers if b.kind == kind) for kind in ("full", "empty"))
         lines.append(
             f"RING = rings.Ring(stages={plan.ring.stages}, stage_bytes={plan.ring.stage_bytes}, warps={c.warps}, data={plan.ring.offset}, "
-            f"full={full}, empty={empty}, window={plan.ring.window})"
+            f"full={full}, empty={empty}, window={plan.ring.window}{_early(plan.ring)})"
         )
     lines += [f"{constant} = {text}" for constant, text in c.constants.items()]
     lines += [f"MARKS = {len(c.marks)}"] * bool(c.marks)
     lines.append(f"ATTRS = dict(cluster={plan.mesh.ranks}, maxnreg={_maxnreg(plan)})")
     return "\n".join(lines)
+
+
+def _early(ring: Ring) -> str:
+    return f", early={ring.early}, passed={ring.passed}" if ring.early else ""
 
 
 def _maxnreg(plan: KernelPlan) -> int | None:
@@ -163,13 +167,16 @@ def _producer(c: Context) -> list[str]:
     plan = c.plan
     lines, waited = ["at = Int32(0)", *c.mark(PRODUCER, "set up", "barriers")], not plan.config.pdl
     policy = "" if plan.config.evict_first else ", None"
+    behind = 0  # grid barriers before the step
     for step in plan.steps:
         p = step.params
+        behind += step.op == "grid_barrier"
+        ring = f"RING.behind({behind})" if behind and plan.ring and plan.ring.early else "RING"
         if step.op == "gemv":
             weight = plan.streams[p["stream"]].name
             tiles: RowTiles = p["tiles"]
             call = f"{c.rows(weight, tiles)}, {tiles.row0}, {tiles.col0}, {tiles_of(c, tiles)}"
-            lines.append(f"at = stream.rows(smem, RING, at, {name(weight)}, {call}{policy})")
+            lines.append(f"at = stream.rows(smem, {ring}, at, {name(weight)}, {call}{policy})")
             lines += _streamed(c, weight, p["stream"], step)
         if step.op == "decode":
             cache, length = p["cache"], _length_name(plan, p["tokens"])
@@ -185,7 +192,7 @@ def _producer(c: Context) -> list[str]:
             split = ", ".join(holder(p))
             base = head_base(c, cache, p["head"])
             pair = f"{name(cache.name + '_k')}, {name(cache.name + '_v')}"
-            lines.append(f"at = stream.tokens(smem, RING, at, {pair}, {shape}, {base}, {p['tokens']}, {split})")
+            lines.append(f"at = stream.tokens(smem, {ring}, at, {pair}, {shape}, {base}, {p['tokens']}, {split})")
             lines += _streamed(c, cache.name, p["stream"], step)
     if _has(plan, "rendezvous"):
         lines += ["cute.arch.cluster_wait()", *c.mark(PRODUCER, "rendezvous", "every rank of the cluster has initialised its barriers")]

@@ -23,7 +23,7 @@ PRIMITIVES = (
     "grid.add", "grid.barrier", "grid.fetch", "grid.keep", "grid.phase",
     "kv.LENGTH_CLAMPED", "kv.POSITION_CLAMPED", "kv.TOKEN_CLAMPED", "kv.append", "kv.clamp", "kv.flag",
     "multicast.gather", "pointwise.gelu", "pointwise.silu",
-    "rings.Ring", "rings.init", "rmsnorm.mean_square", "rmsnorm.rsqrt", "rope.angles",
+    "rings.Ring", "rings.init", "rings.passed", "rmsnorm.mean_square", "rmsnorm.rsqrt", "rope.angles",
     "rope.rotate", "stream.Rows", "stream.Tokens", "stream.rows", "stream.tile_count", "stream.tokens",
     "terms.load", "terms.push", "terms.store",
     "trace.anchor", "trace.mark",

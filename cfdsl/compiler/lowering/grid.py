@@ -130,7 +130,8 @@ class _Moved:
 def _barrier_exchange(b: Builder, node: Node, op: str, monoid: str | None, algorithm: str, moved: _Moved) -> None:
     """One grid barrier after all values are stored: then every CTA sees them."""
     values = tuple(moved.workspaces)
-    step = b.step("grid_barrier", f"every CTA sees {', '.join(values)}", src=node.src)
+    number = 1 + sum(step.op == "grid_barrier" for step in b.steps)
+    step = b.step("grid_barrier", f"every CTA sees {', '.join(values)}", src=node.src, number=number)
     b.synced()
     name = f"{node.op}:{','.join(values)}"
     b.exchanges.append(Exchange(name, "grid", op, monoid, algorithm, values, moved.sent, moved.sent, moved.received, None, step, node.src))

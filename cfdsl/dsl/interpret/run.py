@@ -12,7 +12,7 @@ from cfdsl.dsl.interpret.attention import LocalCache
 from cfdsl.dsl.interpret.collectives import exchange
 from cfdsl.dsl.interpret.local import Holdings, Local, OracleError, Rank, assemble, full_spans, same_bits
 from cfdsl.dsl.interpret.machine import Machine
-from cfdsl.dsl.interpret.traffic import Counter, Traffic, itemsize
+from cfdsl.dsl.interpret.traffic import Counter, Traffic, Unwatched, itemsize
 from cfdsl.dsl.place import PlacedGraph, place
 from cfdsl.dsl.place_rules.site import over_all_ctas
 from cfdsl.dsl.placement import Mesh, Placement, Replicate, Shard
@@ -31,12 +31,20 @@ class OracleResult:
 
     outputs: dict[str, Tensor]
     caches: dict[str, Tensor]
-    traffic: Traffic
+    counted: Traffic | None
+
+    @property
+    def traffic(self) -> Traffic:
+        """The bytes that moved."""
+        if self.counted is None:
+            raise ArgumentError(argument="count", expected="True for the traffic to be known", got="False")
+        return self.counted
 
 
 def interpret(
-    placed: PlacedGraph | Graph, tensors: Mapping[str, Tensor], mesh: Mesh | None = None, precision: str = "f32", round_outputs: bool = True
-) -> OracleResult:
+    placed: PlacedGraph | Graph, tensors: Mapping[str, Tensor], mesh: Mesh | None = None, precision: str = "f32",
+    round_outputs: bool = True, count: bool = True,
+) -> OracleResult:  # fmt: skip
     """Run every node for every rank of every cluster, on the slices that the rank holds, and count the bytes that move.
 
     placed          a placed graph; or a graph, which is placed on `mesh` (default: a cluster of 1 per work unit)
@@ -44,6 +52,7 @@ def interpret(
                     They are not changed. Tokens at or past a cache's length are never looked at.
     precision       "f32" or "f64": the type of everything computed
     round_outputs   give outputs in the dtypes that the kernel stores (`Graph.output_dtype`); else as computed
+    count           watch every byte that is touched, for `traffic`; without that large weights take a third of the time
 
     A length out of range is clamped to 0..capacity for attention, and nothing is stored then (nor in a full cache); the new token still
     takes part in attention.
@@ -59,14 +68,15 @@ def interpret(
     graph = placed.graph
     roles = {leaf.attr("name"): leaf.op for op in ("input", "weight") for leaf in graph.leaves(op)}
     sizes = _bind(graph, tensors, dtypes)
-    machine = Machine(placed, placed.mesh, torch.float32 if precision == "f32" else torch.float64, dtypes, sizes, Counter(roles))
+    counter = Counter(roles) if count else Unwatched(roles)
+    machine = Machine(placed, placed.mesh, torch.float32 if precision == "f32" else torch.float64, dtypes, sizes, counter)
     held: dict[Node, list[dict[Rank, Any]]] = {}
     for node in graph.nodes:
         held[node] = _step(machine, node, held, tensors)
         for result, of, placement in zip(held[node], node.types, placed.placements[node], strict=True):
             _check_claim(machine, node, of, result, placement)
     outputs = {name: _output(machine, node, held[node][0], round_outputs) for name, node in graph.outputs}
-    return OracleResult(outputs, _caches(machine, graph), machine.counter.total())
+    return OracleResult(outputs, _caches(machine, graph), counter.total() if count else None)
 
 
 def _bind(graph: Graph, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, int]:

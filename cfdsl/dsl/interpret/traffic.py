@@ -85,7 +85,7 @@ class Counter:
         self.rows: list[ExchangeTraffic] = []
         self._loaded: set[object] = set()
 
-    def leaf(self, name: str, data: Tensor) -> Tensor:
+    def leaf(self, name: str, data: Tensor) -> Tensor | None:
         """Start watching a leaf; the returned mask (same shape) is to be viewed along with the leaf."""
         mark = data.new_zeros(data.shape, dtype=None).bool()
         self.marks[name] = (mark, data.element_size())
@@ -133,6 +133,14 @@ class Counter:
             unique[self.roles[name]] += size
         kv_read = sum(int(mark.sum()) * size for mark, size in self.kv_marks.values())
         return Traffic(unique["weight"], unique["input"], kv_read, self.kv_write, self.outputs, self.l2, tuple(self.rows))
+
+
+class Unwatched(Counter):
+    """Lets inputs and weights pass unseen, so that there is no total: `Local`s without a mark are not counted."""
+
+    def leaf(self, name: str, data: Tensor) -> Tensor | None:
+        """No mask to view along with the leaf."""
+        return None
 
 
 def itemsize(dtype: str) -> int:

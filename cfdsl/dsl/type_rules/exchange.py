@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cfdsl.dsl.graph import Type
+from cfdsl.dsl.graph import Node, Type
 from cfdsl.dsl.type_rules.call import Call, Rule, dim_of
 from cfdsl.errors import ArgumentError
 
@@ -11,9 +11,16 @@ def _move(call: Call) -> tuple[Type, ...]:
     if not call.args:
         raise ArgumentError(argument="xs", expected="one or several values", got="none", src=call.src)
     for i, arg in enumerate(call.args):
-        if arg.op != "argmax":  # indices that were found travel too
+        if not _found(arg):
             Call(call.op, (arg,), call.attrs, call.src).floats(f"xs[{i}]")
     return tuple(arg.type for arg in call.args)
+
+
+def _found(node: Node) -> bool:
+    """Whether a value is indices that argmax found, wherever they have travelled since: they travel too."""
+    while node.op == "item":
+        node = node.args[0].args[node.attr("index")] if node.args[0].is_collective else node.args[0]
+    return node.op == "argmax"
 
 
 def _scatter(call: Call) -> tuple[Type, ...]:

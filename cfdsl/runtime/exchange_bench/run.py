@@ -13,7 +13,7 @@ from cfdsl.compiler.parts import Part
 from cfdsl.runtime import measure
 from cfdsl.runtime.exchange_bench import paper, verdicts
 from cfdsl.runtime.exchange_bench.cases import FROM_MEMORY, OFF_CHIP, Case, Grid, PossibleAlgorithms, algorithms_of, expand, resident
-from cfdsl.runtime.exchange_bench.timing import GRAPH_LAUNCHES, Bench, Exchange, inside, sm_clock
+from cfdsl.runtime.exchange_bench.timing import GRAPH_LAUNCHES, Bench, Exchange, WrongResult, inside, sm_clock
 from cfdsl.runtime.exchange_bench.warm import Log, warm
 
 Factory = Callable[..., Exchange]
@@ -41,15 +41,19 @@ class Lab:
         """The row of one case; `once` is its kernel with one exchange. Raises whatever goes wrong."""
         bench = Bench(case, self.device)
         error = bench.check(once, 1, False, self.runs)
-        row = {**facts(case, once), "relative_error": error, "runs": self.runs}
+        row, used = {**facts(case, once), "relative_error": error, "runs": self.runs}, [once]
         if not case.launches_only:
             few, many = (self.build(case, repeat, True) for repeat in case.repeats)
             for kernel, repeat in ((few, case.repeats[0]), (many, case.repeats[1])):
                 row["relative_error"] = max(row["relative_error"], bench.check(kernel, repeat, True, max(1, self.runs // 10)))
+            used += [few, many]
             cycles = inside(bench, few, many)
             row.update(cycles=cycles.median, cycles_low=cycles.low, cycles_high=cycles.high)
             row.update(rates(row, self.clock_ghz, self.part))
         launched = measure.time_graph([bench.call(once, False)], 15, 3, GRAPH_LAUNCHES)
+        flags = dict.fromkeys(flag for kernel in used for flag in kernel.status(clear=True))
+        if flags:
+            raise WrongResult("; ".join(flags))
         return {**row, "launch_us": launched.us, "launch_fastest_us": launched.fastest_us, "launch_slowest_us": launched.slowest_us}
 
     def rows(self, cases: Iterable[Case]) -> list[Row]:
@@ -135,9 +139,7 @@ def bench_collectives(
     cases, left_out = expand(grids, part, possible)
     compared, impossible = paper_cases(possible) if with_paper else ({}, [])
     ahead = dict.fromkeys((*cases, *(case for pair in compared.values() for case in pair)))
-    failed = warm(list(ahead), part, jobs, log)
-    if failed:
-        log(f"{failed} cases did not compile; their rows say why")
+    warm(list(ahead), part, jobs, log)
     compiled_s = time.monotonic() - started
     clock_case = Case("sum", 2, 4, resident(part, 2))
     lab.clock_ghz = sm_clock(clock_case, lab.build, device)

@@ -44,6 +44,9 @@ class Exchange(Protocol):
     def __call__(self, *tensors: torch.Tensor) -> None:
         """One launch."""
 
+    def status(self, clear: bool = False) -> tuple[str, ...]:
+        """What launches flagged, in words."""
+
 
 Build = Callable[[Case, int, bool], Exchange]
 

@@ -40,9 +40,11 @@ def warm(cases: Sequence[Case], part: Part | None, jobs: int, log: Log, pool: Ex
     failed = 0
     try:
         with pool or ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as workers:
-            waiting = [workers.submit(compile_case, case, part, factory) for case in cases]
+            waiting = {workers.submit(compile_case, case, part, factory): case for case in cases}
             for done, future in enumerate(as_completed(waiting), 1):
-                failed += bool(future.result())
+                if future.result():
+                    failed += 1
+                    log(f"{waiting[future]} did not compile: {future.result()}")
                 if done % 25 == 0 or done == len(waiting):
                     log(f"compiled {done} of {len(waiting)} cases")
     except (OSError, RuntimeError) as error:  # BrokenProcessPool is a RuntimeError: out of memory, most likely
