@@ -7,7 +7,25 @@ from dataclasses import replace
 
 from cfdsl.compiler.collective.design import VECTOR, Design, padded, stride, word_bytes
 from cfdsl.compiler.collective.protocol import (
-    ARM, BULK, EACH, FENCE, MEET, MULTICAST, OTHERS, PARTNER, PUSH, READ, ROOT, ST_ASYNC, SYNC, WAIT, WRITE, Act, Place, Protocol, wait,
+    ARM,
+    BULK,
+    EACH,
+    FENCE,
+    MEET,
+    MULTICAST,
+    OTHERS,
+    PARTNER,
+    PUSH,
+    READ,
+    ROOT,
+    ST_ASYNC,
+    SYNC,
+    WAIT,
+    WRITE,
+    Act,
+    Place,
+    Protocol,
+    wait,
 )  # fmt: skip
 from cfdsl.compiler.collective.request import TERM_TAIL, Collective
 
