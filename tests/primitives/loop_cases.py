@@ -51,7 +51,8 @@ def looped(
     )  # fmt: skip
 
 
-# With 4 ranks every algorithm, and every operator and type with one; other sizes with what differs by size.
+# With 4 ranks every algorithm, with several warps and tails, so that each barrier matters; every operator and type with one of them; other
+# sizes with what differs by size.
 LONG = (
     looped("reduce", "push", 4, (403,)), looped("gather", "push", 4, (403,)), looped("reduce_scatter", "push", 4, (1612,)),
     looped("reduce", "scatter_gather", 4, (1203,)), looped("gather", "push", 4, (1030,)), looped("reduce", "push", 2, (1030,)),
@@ -59,7 +60,9 @@ LONG = (
 )  # fmt: skip
 LOOPS = (
     *LONG,
-    *(looped("reduce", algorithm, 4) for algorithm in ("push", "scatter_gather", "doubling", "global")),
+    *(looped("reduce", algorithm, 4) for algorithm in ("push", "global")),
+    looped("reduce", "scatter_gather", 4, (1003,)),
+    looped("reduce", "doubling", 4, (803,)),
     looped("reduce", "bulk", 4, (204,)),
     *(looped("reduce_scatter", algorithm, 4, (412,)) for algorithm in ("push", "global")),
     looped("reduce_scatter", "bulk", 4, (416,)),

@@ -103,3 +103,9 @@ def test_every_call_is_right(case: Case) -> None:
 def test_a_million_exchanges() -> None:
     """In loops of random lengths, of all cluster sizes, under a CUDA graph with programmatic dependent launch; see soak.py."""
     print(soak.soak(1_000_000, random.randrange(2**32)))
+
+
+def test_barriers_are_among_several_warps() -> None:
+    """Of one warp alone no barrier could be missed."""
+    for case in EACH_ALGORITHM:
+        assert case.constants[0].warps > 1, case.name
