@@ -24,6 +24,7 @@ class Channel:
     box         landing places: `sets` of `set_bytes`
     out, out_n, out_dtype   where the result is folded to, its elements (of one rank's piece, with "scatter_gather") and their type
     op, dim     the operator; the dimension of a head for LSE
+    stays       whether a rank's own row stays where it is instead of being sent: `tx` has one row less
     ack         landing places of acknowledgements in a broadcast, 4 bytes each
     """
 
@@ -44,6 +45,7 @@ class Channel:
     dim: int = 0
     ack: int = 0
     mid: int = 0
+    stays: bool = False
 
     @property
     def threads(self) -> int:

@@ -13,7 +13,8 @@ Why two sets of barriers and landing places are enough, if everybody sends to ev
 call i+1, to which this rank has contributed, after a consumer barrier, after all its threads had waited for call i, armed that barrier
 again, and read what had landed. So no push is counted for a wrong phase, finds a barrier that is not armed, or overwrites what is still
 read. A rank that has made its last call has waited for everything that is sent to it, so it may exit, but see `transfer.copy_to_peer`.
-With reduce-scatter and gather in turn each is the other's second set, and one is enough. In a broadcast the root hears from nobody, so
+With reduce-scatter and gather in turn each is the other's second set, and one is enough. Where a rank's own row is not sent
+(`Channel.stays`, for long ones), a call ends with a consumer barrier. In a broadcast the root hears from nobody, so
 receivers acknowledge each row once they have read it, and the root waits for that before it overwrites the row.
 """
 
@@ -38,8 +39,10 @@ def _all_to_all(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, src: c
         transfer.bulk(transfer.words(src), step, row, channel.nbytes, mbar, rank, channel.ranks)
     else:
         cta.consumer_sync(channel.warps)
-        transfer.push(transfer.words(src), step, row, channel.nbytes, mbar, rank, channel.ranks, channel.threads)
+        transfer.push(transfer.words(src), step, row, channel.nbytes, mbar, rank, channel.ranks, channel.threads, channel.stays)
     finish_round(smem, channel, 0, i)
+    if cutlass.const_expr(channel.stays):
+        cta.consumer_sync(channel.warps)
 
 
 @cute.jit
@@ -73,10 +76,11 @@ def cluster_reduce(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, src
         cta.consumer_sync(channel.warps)
         piece = cutlass.const_expr(channel.out_n * channel.out_dtype.width // 8)
         place = transfer.words(result(smem, channel, i)) + rank * (piece // 4)
-        transfer.push(
-            transfer.words(mine), 0, place, piece, barrier(smem, channel, 1, i), rank, channel.ranks, channel.threads
-        )
+        mbar = barrier(smem, channel, 1, i)
+        transfer.push(transfer.words(mine), 0, place, piece, mbar, rank, channel.ranks, channel.threads, channel.stays)
         finish_round(smem, channel, 1, i)
+        if cutlass.const_expr(channel.stays):
+            cta.consumer_sync(channel.warps)
     else:
         _all_to_all(smem, channel, i, src, 0, rank)
         _fold(smem, channel, i)

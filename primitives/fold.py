@@ -46,7 +46,7 @@ def rows(
             for p in cutlass.range_constexpr(1, count):
                 acc = two(op, acc, got[j, p].to(Float32))
             out[j] = acc.to(dst.dtype)
-        aligned = cutlass.const_expr(each * dst.dtype.width // 8)
+        aligned = cutlass.const_expr(min(16, each * dst.dtype.width // 8))  # rows start at multiples of 16 bytes, and no more
         cute.autovec_copy(out, cute.make_tensor((dst + v * each).align(aligned), cute.make_layout(each)))
 
 

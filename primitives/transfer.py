@@ -21,34 +21,40 @@ def words(pointer: cute.Pointer) -> cute.Pointer:
 @cute.jit
 def push(
     src: cute.Pointer, step: cutlass.Constexpr, dst: cute.Pointer, nbytes: cutlass.Constexpr, mbar: cute.Pointer, rank: Int32,
-    ranks: cutlass.Constexpr, threads: cutlass.Constexpr,
+    ranks: cutlass.Constexpr, threads: cutlass.Constexpr, stays: cutlass.Constexpr = False,
 ):
     """A row to every rank, itself included, by `st.async`: peer p gets the row at `src + p * step` words, at the address `dst`.
 
     `threads` consumer threads, from 0; the rows synchronised before. With `step` 0 all get the same row. Bytes on each rank's `mbar`:
     `nbytes` from each rank that calls it. The rows may be written again after the next consumer barrier: values are read at once.
 
+    `stays`: the own row is stored at once and not sent, which leaves the network to the others' rows. It is not counted on `mbar`, and a
+    consumer barrier comes before other threads read it. There is room for `nbytes` rounded up to 16.
+
     16 bytes to a store, and the up to three words that are left over 4 bytes each. Each rank starts with the peer after it, so that not
     all of them talk to one at the same time.
     """
     vectors = cutlass.const_expr(nbytes // 16)
     left = cutlass.const_expr(nbytes % 16 // 4)
+    peers = cutlass.const_expr(ranks - 1 if stays else ranks)
     if cutlass.const_expr(vectors >= threads and step == 0):  # long: a thread reads its vector once and sends it to all
         held = cute.make_rmem_tensor(4, Float32)
         for v in cutlass.range(cta.thread(), vectors, threads, unroll=2):
             cute.autovec_copy(cute.make_tensor((src + v * 4).align(16), cute.make_layout(4)), held)
-            for p in cutlass.range_constexpr(ranks):
+            for p in cutlass.range_constexpr(peers):
                 exchange.push_vector(dst + v * 4, held, mbar, (rank + 1 + p) & (ranks - 1))
     elif cutlass.const_expr(vectors > 0):
-        for i in cutlass.range(cta.thread(), vectors * ranks, threads, unroll=2):
+        for i in cutlass.range(cta.thread(), vectors * peers, threads, unroll=2):
             peer = (i // vectors + rank + 1) & (ranks - 1)
             v = i % vectors
             exchange.push4(dst + v * 4, src + (peer * step + v * 4), mbar, peer)
     if cutlass.const_expr(left > 0):
-        for i in cutlass.range(cta.thread(), left * ranks, threads, unroll=1):
-            peer = i & (ranks - 1)
-            word = vectors * 4 + i // ranks
+        for i in cutlass.range(cta.thread(), left * peers, threads, unroll=1):
+            peer = (i // left + rank + 1) & (ranks - 1)
+            word = vectors * 4 + i % left
             exchange.push1(dst + word, (src + (peer * step + word)).load(), mbar, peer)
+    if cutlass.const_expr(stays):
+        copy(src + rank * step, dst, nbytes, threads)
 
 
 @cute.jit

@@ -19,6 +19,7 @@ from cfdsl.cli.console import console
 from cfdsl.cli.listings import table
 from cfdsl.cli.panels import panel
 from cfdsl.cli.request import Dtype
+from cfdsl.cli.traced import save_step
 from cfdsl.cli.units import size
 from cfdsl.dsl.fusion import DTYPES
 
@@ -32,6 +33,9 @@ def bench_decode(
     budget: Annotated[float, typer.Option(help="Seconds after which no further peer is begun.")] = 300.0,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write the record here; - for stdout, without tables.", show_default=False)
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write when each stage of each CTA ran in one step, for Perfetto.", show_default=False)
     ] = None,
 ) -> None:
     """Measure whole decode steps on the GPU at hand: random weights, batch 1, one CUDA graph per token, beside Hugging Face."""
@@ -48,6 +52,10 @@ def bench_decode(
         sizes, contexts, dtype=DTYPES[dtype], steps=steps, peers=peers, budget_s=budget,
         log=lambda text: screen.print(text, style="dim", markup=False),
     )  # fmt: skip
+    if trace is not None:
+        from cfdsl.hf.decode_bench import trace_decode
+
+        save_step(trace, trace_decode(sizes, max(contexts), DTYPES[dtype]), screen)
     record = {**record, "command": " ".join(["python -m cfdsl", *sys.argv[1:]])}
     text = jsonlib.dumps(record, indent=2, default=str) + "\n"
     if json is not None and str(json) == "-":

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from cfdsl.cli.complaints import BadOption, GenerateNeedsGpu
 from cfdsl.cli.console import console
 from cfdsl.cli.request import Dtype
+from cfdsl.cli.traced import save_step
 from cfdsl.cli.units import plural, trim
 from cfdsl.dsl.fusion import DTYPES
 
@@ -34,12 +36,17 @@ def generate(
     backend: Annotated[
         Literal["kernel", "oracle"], typer.Option(help="The GPU's kernels, or the same graphs on the CPU (slow).")
     ] = "kernel",
+    trace: Annotated[
+        Path | None, typer.Option(help="Afterwards, write when each stage of each CTA ran in one more step.", show_default=False)
+    ] = None,
 ) -> None:
     """Continue a prompt with a whole model, one token per step."""
     from cfdsl.cli.gpu import gpu_part
 
     if temperature == 0 and (top_k or top_p < 1):
         raise BadOption(option="--temperature", value="0", expected="above 0 where --top-k or --top-p are given")
+    if backend == "oracle" and trace is not None:
+        raise BadOption(option="--trace", value=str(trace), expected="left out with --backend oracle: only kernels have a timeline")
     if backend == "kernel" and gpu_part() is None:
         raise GenerateNeedsGpu()
     from cfdsl.hf.generation import Sampling, find_source
@@ -48,8 +55,10 @@ def generate(
     vocabulary = source.vocabulary()
     tokens = vocabulary.encode(prompt)
     check_room(source, len(tokens), max_new_tokens)
-    ready = get_ready(source, tokens, max_new_tokens, Sampling(temperature, top_k, top_p, seed), DTYPES[dtype], backend)
+    ready = get_ready(source, tokens, max_new_tokens, Sampling(temperature, top_k, top_p, seed), DTYPES[dtype], backend, trace is not None)
     stream_out(ready, vocabulary)
+    if trace is not None:
+        save_step(trace, ready.trace(), console(stderr=True))
 
 
 def check_room(source: Source, prompt: int, new: int) -> None:
@@ -62,7 +71,7 @@ def check_room(source: Source, prompt: int, new: int) -> None:
         raise BadOption(option="--max-new-tokens", value=str(new), expected=expected)
 
 
-def get_ready(source: Source, tokens: list[int], new: int, sampling: Sampling, dtype: str, backend: str) -> Generation:
+def get_ready(source: Source, tokens: list[int], new: int, sampling: Sampling, dtype: str, backend: str, trace: bool) -> Generation:
     """Load or make the weights and compile the kernels, with a bar on stderr; what is not as one might think is said there too."""
     from cfdsl.hf import generation
 
@@ -73,7 +82,7 @@ def get_ready(source: Source, tokens: list[int], new: int, sampling: Sampling, d
             "numbers without meaning. For text, give --model the folder of a real model.", style="bold yellow", markup=False,
         )  # fmt: skip
     with bar() as show:
-        ready = generation.get_ready(source, tokens, new, sampling=sampling, dtype=dtype, backend=backend, progress=show)
+        ready = generation.get_ready(source, tokens, new, sampling=sampling, dtype=dtype, backend=backend, progress=show, trace=trace)
     if ready.converted:
         screen.print(f"the weights are {', '.join(ready.converted)}; converted to {dtype}", style="yellow", markup=False)
     return ready

@@ -51,6 +51,12 @@ def write_trace(path: Path, launches: Sequence[tuple[str, Sequence[Record]]]) ->
     path.write_text(json.dumps(chrome_trace(launches)) + "\n", encoding="utf-8")
 
 
+def save_step(path: Path, launches: Sequence[tuple[str, Sequence[Record]]], screen: Console) -> None:
+    """Write the launches of a decode step, and say where: thousands of stages are for the viewer, not for a table."""
+    write_trace(path, launches)
+    screen.print(f"{path}: one step, {len(launches)} launches; open it at {VIEWER}", style="dim", markup=False)
+
+
 def trace_panel(title: str, stages: Sequence[StageTimes], path: Path) -> Any:
     """The stages as a table, with where the file is and how to look at it."""
     where = Text(f"{path}: open it at {VIEWER} (Open trace file; it stays on this machine)", "dim")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cfdsl.hf.peer import HfDecode, hf_model, ways
 from cfdsl.hf.session import decoder_class
+from cfdsl.hf.step_trace import REPLAYS, trace_step, traced
 from cfdsl.hf.weights import random_weights
 from cfdsl.models import ModelConfig
 from cfdsl.runtime import decode_benchmark, measure
@@ -68,6 +69,15 @@ def measure_ours(
     row["l2"] = decode_benchmark.in_l2(row["bytes"], measure.l2_bytes())
     row["peers"] = []
     return decoder, row
+
+
+def trace_decode(sizes: ModelConfig, context: int, dtype: str = "bf16", seed: int = 0, device: str = "cuda") -> list[tuple[str, Any]]:
+    """One step with `context` random tokens in the caches, on a timeline: see `step_trace.trace_step`."""
+    weights = random_weights(sizes, dtype, device, seed)
+    capacity = decode_benchmark.capacity_for(context, REPLAYS)
+    decoder = decoder_class()(sizes, weights, capacity=capacity, dtype=dtype, settings=traced())
+    decode_benchmark.fill_caches(decoder)
+    return trace_step(decoder, context)
 
 
 def measure_peer(model: Any, decoder: Any, context: int, steps: int, ours_us: float, left_out: list[str], log: Log) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cfdsl.errors import PackageMissing
 from cfdsl.hf.session import decoder_class
+from cfdsl.hf.step_trace import REPLAYS, trace_step, traced
 from cfdsl.hf.text import Bytes, FolderVocabulary, Vocabulary
 from cfdsl.hf.weights import Progress, end_tokens, folder_weights, nothing, random_weights
 from cfdsl.models import PRESETS, ModelConfig
@@ -148,20 +149,28 @@ class Generation:
         """The new tokens; an end token is the last one, if it comes up."""
         yield from self.decoder.generate(self.prompt, self.count, sampler=self.sampler, eos=self.ends or None)
 
+    def trace(self) -> list[tuple[str, Any]]:
+        """One more step on a timeline, with the prompt and the new tokens in the caches: see `step_trace.trace_step`."""
+        return trace_step(self.decoder, len(self.prompt) + self.count)
+
     def flags(self) -> tuple[str, ...]:
         """What the kernels flagged, in words."""
         return tuple(self.decoder.status())
 
 
 def get_ready(
-    source: Source, prompt: list[int], count: int, *, sampling: Sampling, dtype: str, backend: str, progress: Progress = nothing
-) -> Generation:
-    """Weights, then the decoder (which compiles its kernels, or takes them from the cache)."""
+    source: Source, prompt: list[int], count: int, *, sampling: Sampling, dtype: str, backend: str, progress: Progress = nothing,
+    trace: bool = False,
+) -> Generation:  # fmt: skip
+    """Weights, then the decoder (which compiles its kernels, or takes them from the cache).
+
+    trace   make one that `Generation.trace` can use
+    """
     device = "cpu" if backend == "oracle" else "cuda"
     sampler = sampling.sampler(device)
     weights, converted = source.weights(dtype, device, sampling.seed, progress)
-    capacity = -(-(len(prompt) + count) // ROUND) * ROUND
+    capacity = -(-(len(prompt) + count + (REPLAYS if trace else 0)) // ROUND) * ROUND
     if device == "cuda":
         torch.cuda.synchronize()  # kernels read weights ahead of stream order
-    decoder = decoder_class()(source.sizes, weights, capacity=capacity, dtype=dtype, backend=backend)
+    decoder = decoder_class()(source.sizes, weights, capacity=capacity, dtype=dtype, backend=backend, settings=traced() if trace else {})
     return Generation(decoder, prompt, count, sampler, source.ends(), converted)

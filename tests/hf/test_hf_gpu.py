@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,16 @@ def test_the_commands_run() -> None:
     assert done.code == 0, done.err
     assert len(done.out.split()) == 12
     assert "tokens/s" in done.err
+
+
+def test_a_step_on_a_timeline(tmp_path: Path) -> None:
+    """Every launch of a step is there, in order: each kernel's consumers begin when the ones before have ended."""
+    layers = PRESETS["smollm2-135m"].layers
+    for command in (("bench", "decode", "--context", "128", "--steps", "8", "--no-peers"), ("generate", "--prompt", "Hello", "-n", "8")):
+        path = tmp_path / f"{command[0]}.json"
+        done = run(*command, "--model", "smollm2-135m", "--trace", str(path))
+        assert done.code == 0, done.err
+        assert f"{2 * layers + 2} launches" in done.err
+        events = [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
+        assert len(events) > 100 * layers
+        assert min(event["ts"] for event in events) >= 0

@@ -43,16 +43,26 @@ def looped(
         outs = {"sync": ("i32", (32 * (1 + CLUSTERS),)), "ws": ("f32", (made.workspace_words(),)), **outs}
     kernel = loop_kernels.looped_offchip if made.offchip else loop_kernels.looped
     what = f"{op} " if request.folds else ""
-    name = f"loop {kind} {what}{dtype} by {algorithm}, {ranks} {'CTAs' if apart else 'ranks'}"
+    long = f" of {shape[0]}" * made.stays
+    name = f"loop {kind} {what}{dtype}{long} by {algorithm}, {ranks} {'CTAs' if apart else 'ranks'}"
     return Case(
         name, kernel, (("i32", (1,)),), outs, check, (made, how), make, (CALLS, 1, 2), grid=ctas, cluster=1 if apart else ranks,
         block=32 * made.warps, loose=("ws", "sync"),
     )  # fmt: skip
 
 
-# With 4 ranks every algorithm, and every operator and type with one; other sizes with what differs by size.
+# With 4 ranks every algorithm, with several warps and tails, so that each barrier matters; every operator and type with one of them; other
+# sizes with what differs by size.
+LONG = (
+    looped("reduce", "push", 4, (403,)), looped("gather", "push", 4, (403,)), looped("reduce_scatter", "push", 4, (1612,)),
+    looped("reduce", "scatter_gather", 4, (1203,)), looped("gather", "push", 4, (1030,)), looped("reduce", "push", 2, (1030,)),
+    looped("reduce", "push", 16, (700,), "max", "f16"), looped("gather", "push", 8, (2051,), dtype="bf16"),
+)  # fmt: skip
 LOOPS = (
-    *(looped("reduce", algorithm, 4) for algorithm in ("push", "scatter_gather", "doubling", "global")),
+    *LONG,
+    *(looped("reduce", algorithm, 4) for algorithm in ("push", "global")),
+    looped("reduce", "scatter_gather", 4, (1003,)),
+    looped("reduce", "doubling", 4, (803,)),
     looped("reduce", "bulk", 4, (204,)),
     *(looped("reduce_scatter", algorithm, 4, (412,)) for algorithm in ("push", "global")),
     looped("reduce_scatter", "bulk", 4, (416,)),

@@ -85,12 +85,12 @@ def test_the_primitives_do_what_the_protocol_says(case: Case) -> None:
     outside = ("read", "write")
 
     def listed(acts: tuple[Act, ...]) -> list[tuple[str, int]]:
-        return [(a.do, protocol.tx[a.round] if a.do == "arm" else a.nbytes) for a in acts if a.do not in outside]
+        own = [a for a in acts if a.do not in outside and not a.caller]
+        return [(a.do, protocol.tx[a.round] if a.do == "arm" else a.nbytes) for a in own]
 
     made = [("arm", nbytes) for nbytes in protocol.tx for _ in range(protocol.sets)]
-    call = listed(protocol.acts)
-    callers = [] if call[-1][0] == "sync" else [("sync", 0)]  # the kernel's own, before it looks at the result
-    assert recorded(case) == [*made, *call, *callers, *listed(protocol.ending)]
+    callers = ("sync", 0)  # the kernel's own, before it looks at the result
+    assert recorded(case) == [*made, *listed(protocol.acts), callers, *listed(protocol.ending)]
 
 
 @pytest.mark.gpu
@@ -103,3 +103,9 @@ def test_every_call_is_right(case: Case) -> None:
 def test_a_million_exchanges() -> None:
     """In loops of random lengths, of all cluster sizes, under a CUDA graph with programmatic dependent launch; see soak.py."""
     print(soak.soak(1_000_000, random.randrange(2**32)))
+
+
+def test_barriers_are_among_several_warps() -> None:
+    """Of one warp alone no barrier could be missed."""
+    for case in EACH_ALGORITHM:
+        assert case.constants[0].warps > 1, case.name

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cfdsl.compiler.collective.design import Design
 from cfdsl.compiler.collective.designs import ALGORITHMS, design, refusals
-from cfdsl.compiler.collective.protocol import BULK, MEET, MULTICAST, PUSH, Act
+from cfdsl.compiler.collective.protocol import BULK, EACH, MEET, MULTICAST, OTHERS, PUSH, Act
 from cfdsl.compiler.collective.request import WIDTH, Collective, mistakes
 from cfdsl.compiler.parts import Part
 from cfdsl.errors import AlgorithmUnsupported, ArgumentError, CfdslError, raise_all
@@ -72,7 +72,7 @@ def _way(act: Act, made: Design, part: Part) -> float:
     t, ranks = part.timing, made.request.cluster
     if act.by == MULTICAST:
         return t.global_round_us * part.clock_ghz * 1000 + act.nbytes / t.port_bytes_per_clk
-    nbytes = act.nbytes * (ranks if act.to == "each" else 1)
+    nbytes = act.nbytes * {EACH: ranks, OTHERS: ranks - 1}.get(act.to, 1)
     if act.by == BULK:
         return t.bulk_cycles + nbytes / t.bulk_bytes_per_clk
     return t.st_async_cycles + nbytes / t.push_bytes_per_clk

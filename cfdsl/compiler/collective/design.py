@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cfdsl.compiler.collective.protocol import Protocol
+from cfdsl.compiler.collective.protocol import OTHERS, Protocol
 from cfdsl.compiler.collective.request import WIDTH, Collective
 
 VECTOR = 16  # bytes: rows start at multiples of it, bulk copies and multicasts move multiples
@@ -52,6 +52,11 @@ class Design:
         """Whether a register of each thread is enough for the term, and for the result."""
         request = self.request
         return request.kind == "reduce" and self.algorithm == "push" and request.payload == 1
+
+    @property
+    def stays(self) -> bool:
+        """Whether a rank's own row is stored at home instead of being sent."""
+        return any(act.to == OTHERS for act in self.protocol.acts)
 
     @property
     def offchip(self) -> bool:

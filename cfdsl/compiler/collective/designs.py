@@ -13,6 +13,7 @@ from cfdsl.compiler.collective.protocol import (
     FENCE,
     MEET,
     MULTICAST,
+    OTHERS,
     PARTNER,
     PUSH,
     READ,
@@ -31,6 +32,7 @@ from cfdsl.compiler.collective.request import TERM_TAIL, Collective
 ALGORITHMS = ("push", "bulk", "scatter_gather", "doubling", "multicast", "global")
 MAX_THREADS = 256
 ACK_BYTES = 4
+STAYS_BYTES = 1024  # of a row: from here on its own way costs more than the consumer barrier that it takes to leave it at home
 
 _KINDS = {
     "push": ("reduce", "reduce_scatter", "gather", "broadcast"), "bulk": ("reduce", "reduce_scatter", "gather", "broadcast"),
@@ -63,6 +65,7 @@ def design(request: Collective, algorithm: str) -> Design:
 
 # ---- what the designs share --------------------------------------------------------------------------------------------------------
 
+_CALLERS = Act(SYNC, caller=True)
 _CALLER_WRITES = Act(WRITE, ("src",))  # anew for each call
 _BEFORE = (_CALLER_WRITES,)  # once: bulk copies read a source until they have landed, so who changes it needs two in turn
 
@@ -119,18 +122,31 @@ def _one_round(request: Collective, algorithm: str) -> Design:
     if request.kind == "reduce" and request.payload == 1 and not bulk:
         return _scalar(request, algorithm)
     row, nbytes = padded(n * width), word_bytes(n, width)
-    push = Act(PUSH, ("src",), 0, nbytes, EACH, "box", BULK if bulk else ST_ASYNC)
+    stays = not bulk and _stays(ranks, nbytes)
+    push = Act(PUSH, ("src",), 0, nbytes, OTHERS if stays else EACH, "box", BULK if bulk else ST_ASYNC)
     result_pieces, result_n = _results(request)
     out = padded(result_pieces * stride(result_n, width) * width)
     places = [Place("src", pieces * row), Place("box", ranks * row, 2)]
-    acts = [*([Act(FENCE)] if bulk else [_CALLER_WRITES]), Act(SYNC), push, *wait(0)]
+    acts = [*([Act(FENCE)] if bulk else [_CALLER_WRITES]), Act(SYNC), push, *_own(stays, "own", 0)]
+    landed = ("box", "own") if stays else ("box",)
+    places += [Place("own", row, 2, part_of="box")] if stays else []
     if request.folds:
         places.append(Place("out", out))
-        acts += [Act(READ, ("box",)), Act(WRITE, ("out",)), Act(SYNC), Act(READ, ("out",))]
+        acts += [Act(READ, landed), Act(WRITE, ("out",)), _CALLERS, Act(READ, ("out",))]
     else:
-        acts += [Act(READ, ("box",)), Act(SYNC)]
-    protocol = Protocol(ranks, (ranks * nbytes,), 2, tuple(places), tuple(acts), before=_BEFORE if bulk else (), closes=bulk)
+        acts += [Act(READ, landed), _CALLERS]
+    protocol = Protocol(ranks, ((ranks - stays) * nbytes,), 2, tuple(places), tuple(acts), before=_BEFORE if bulk else (), closes=bulk)
     return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, pieces)
+
+
+def _stays(ranks: int, nbytes: int) -> bool:
+    """Whether a rank's own row is stored at home."""
+    return ranks > 1 and nbytes >= STAYS_BYTES
+
+
+def _own(stays: bool, place: str, round: int) -> tuple[Act, ...]:
+    """The end of a round: wait; and a barrier for the own row that stayed, before other threads read it."""
+    return (Act(WRITE, (place,)), *wait(round), Act(SYNC)) if stays else wait(round)
 
 
 def _scalar(request: Collective, algorithm: str) -> Design:
@@ -155,7 +171,7 @@ def _broadcast(request: Collective, algorithm: str) -> Design:
         Act(PUSH, ("src",), 0, nbytes, EACH, "box", BULK if bulk else ST_ASYNC, only=ROOT),
         *wait(0),
         Act(READ, ("box",)),
-        Act(SYNC),
+        _CALLERS,
     )
     places = (Place("src", row), Place("box", row, 2), Place("ack", ranks * ACK_BYTES, 2))
     tx, before = (nbytes, ranks * ACK_BYTES), _BEFORE if bulk else ()
@@ -182,20 +198,23 @@ def _scatter_gather(request: Collective, algorithm: str) -> Design:
     n = -(-_sources(request)[1] // ranks // unit) * unit if request.lse else -(-request.payload // (ranks * unit)) * unit
     out = n // unit * request.dim if request.lse else n
     row, out_row = n * width, out * width
+    stays = _stays(ranks, row)
+    to = OTHERS if stays else EACH
     acts = (
         _CALLER_WRITES,
         Act(SYNC),
-        Act(PUSH, ("src",), 0, row, EACH, "box", ST_ASYNC),
-        *wait(0),
-        Act(READ, ("box",)),
+        Act(PUSH, ("src",), 0, row, to, "box", ST_ASYNC),
+        *_own(stays, "own", 0),
+        Act(READ, ("box", "own") if stays else ("box",)),
         Act(WRITE, ("mid",)),
         Act(SYNC),
-        Act(PUSH, ("mid",), 1, out_row, EACH, "out", ST_ASYNC),
-        *wait(1),
-        Act(READ, ("out",)),
+        Act(PUSH, ("mid",), 1, out_row, to, "out", ST_ASYNC),
+        *_own(stays, "reduced", 1),
+        Act(READ, ("out", "reduced") if stays else ("out",)),
     )
-    places = (Place("src", ranks * row), Place("box", ranks * row), Place("mid", out_row), Place("out", ranks * out_row))
-    protocol = Protocol(ranks, (ranks * row, ranks * out_row), 1, places, acts)
+    places = [Place("src", ranks * row), Place("box", ranks * row), Place("mid", out_row), Place("out", ranks * out_row)]
+    places += [Place("own", row, part_of="box"), Place("reduced", out_row, part_of="out")] if stays else []
+    protocol = Protocol(ranks, ((ranks - stays) * row, (ranks - stays) * out_row), 1, tuple(places), acts)
     made = _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, ranks)
     return replace(made, result_piece=out, result_pieces=ranks)
 
@@ -214,7 +233,7 @@ def _doubling_reduce(request: Collective, algorithm: str) -> Design:
     for r in range(rounds):
         acts += [Act(WRITE, (f"own{r}",)), Act(SYNC), Act(PUSH, (f"own{r}",), r, 4 * n, PARTNER, f"peer{r}", ST_ASYNC), *wait(r)]
         acts.append(Act(READ, (f"own{r}", f"peer{r}")))
-    acts += [Act(WRITE, ("out",)), Act(SYNC), Act(READ, ("out",))]
+    acts += [Act(WRITE, ("out",)), _CALLERS, Act(READ, ("out",))]
     # In the arena a set is the rounds' pairs of rows; which row of a pair is a rank's own is the rank's matter.
     pairs = [Place("pairs", 2 * rounds * row, 2)] if rounds else []
     halves = [Place(f"{whose}{r}", row, 2, part_of="pairs") for r in range(rounds) for whose in ("own", "peer")]
@@ -257,7 +276,7 @@ def _global(request: Collective, algorithm: str) -> Design:
         Act(MEET),
         Act(READ, ("rows",)),
         Act(WRITE, ("out",)),
-        Act(SYNC),
+        _CALLERS,
         Act(READ, ("out",)),
     )
     places = (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 SYNC, FENCE, WRITE, READ, PUSH, WAIT, ARM, MEET = "sync", "fence", "write", "read", "push", "wait", "arm", "meet"
 ST_ASYNC, BULK, MULTICAST = "st.async", "bulk", "multicast"
-EACH, PARTNER, ROOT = "each", "partner", "root"
+EACH, OTHERS, PARTNER, ROOT = "each", "others", "partner", "root"
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Act:
              meet: all ranks' barrier in device memory
     only     "": every rank does it; "root": rank 0 alone
     by       what moves the bytes of a push
+    caller   the barrier is one that the caller owes
     lag      the act is about call i - `lag`, and left out while there is none
     """
 
@@ -35,6 +36,7 @@ class Act:
     by: str = ""
     only: str = ""
     lag: int = 0
+    caller: bool = False
 
     @property
     def text(self) -> str:
@@ -104,7 +106,7 @@ class Protocol:
         elif act.to == PARTNER:
             yield rank ^ (1 << act.round)
         else:
-            yield from range(self.ranks)
+            yield from (peer for peer in range(self.ranks) if act.to != OTHERS or peer != rank)
 
     def arriving(self, act: Act, rank: int) -> int:
         """Bytes that one push of `rank` brings to each of its peers. A multicast's are spread over the ranks in chunks of 16."""

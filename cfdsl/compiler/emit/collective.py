@@ -63,6 +63,7 @@ def channel_text(design: Design) -> str:
     if request.folds:
         fields += [f'op="{request.op}"'] + ([f"dim={request.dim}"] if request.lse else [])
     fields += [f"{name}={_at(design, name)}" for name in ("mid", "ack") if name in names]
+    fields += ["stays=True"] if design.stays else []
     return _folded("CHANNEL = channel.Channel(", fields)
 
 

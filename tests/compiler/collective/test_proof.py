@@ -22,6 +22,21 @@ def protocol(kind: str, algorithm: str, ranks: int = 4, op: str = "sum") -> Prot
     return design(Collective(kind, op, shape, "f32", ranks), algorithm).protocol
 
 
+LONG = [
+    design(Collective(kind, "sum", (4096,), "f32", ranks), algorithm).protocol
+    for kind, algorithm in (("reduce", "push"), ("reduce_scatter", "push"), ("gather", "push"), ("reduce", "scatter_gather"))
+    for ranks in (2, 4, 8)
+]
+
+
+@pytest.mark.parametrize("whole", LONG, ids=lambda whole: f"{whole.ranks} ranks, {whole.acts[2].nbytes} B")
+def test_long_rows_stay_at_home(whole: Protocol) -> None:
+    assert whole.acts[2].to == "others"
+    assert whole.tx[0] == (whole.ranks - 1) * whole.acts[2].nbytes
+    check(whole)
+    every_act_is_needed(whole)
+
+
 def everything() -> Iterator[tuple[str, str, str, int]]:
     """Every kind, algorithm, operator that moves differently, and size."""
     for kind in KINDS:
@@ -121,10 +136,13 @@ def test_bulk_copies_from_two_sources_in_turn() -> None:
 @pytest.mark.parametrize(("kind", "algorithm"), [(k, a) for k, a, op, ranks in everything() if op == "sum" and ranks == 4])
 def test_every_barrier_and_wait_is_needed(kind: str, algorithm: str) -> None:
     """Without any single consumer barrier of its own, wait, arm, fence or meeting, the proof fails. The caller's last barrier aside."""
-    whole = protocol(kind, algorithm)
-    own = [n for n, act in enumerate(whole.acts) if act.do in (SYNC, WAIT, ARM, FENCE, MEET)]
-    callers = [n for n in own if whole.acts[n].do == SYNC and n + 1 >= len(whole.acts) - 1]
-    for n in set(own) - set(callers):
+    every_act_is_needed(protocol(kind, algorithm))
+
+
+def every_act_is_needed(whole: Protocol) -> None:
+    for n, act in enumerate(whole.acts):
+        if act.do not in (SYNC, WAIT, ARM, FENCE, MEET) or act.caller:
+            continue
         broken = replace(whole, acts=(*whole.acts[:n], *whole.acts[n + 1 :]))
         assert faults(broken), f"without act {n}, {whole.acts[n].text}:\n{protocol_text(whole)}"
 
