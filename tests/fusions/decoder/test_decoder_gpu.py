@@ -159,7 +159,7 @@ def test_caller_owned_caches_and_the_other_dataflow(small: Mapping[str, Tensor])
     other = make(small)
     _, logits = run(decoder, decoder.capture(), 1)
     _, want = run(other, other.capture(), 1)
-    assert (logits - want).norm() <= 2e-2 * want.norm()
+    assert (logits - want).norm() <= 5e-2 * want.norm()
     for pair in caches:
         assert all(not cache[:, :, : len(PROMPT)].isnan().any() and cache[:, :, len(PROMPT) + 1 :].isnan().all() for cache in pair)
 
