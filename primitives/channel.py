@@ -13,16 +13,17 @@ from primitives import cta, exchange, fold
 
 @dataclass(frozen=True)
 class Channel:
-    """Offsets are in bytes from the arena's start.
+    """Offsets are in bytes from the arena's start, and multiples of 16.
 
     algorithm   "push" (st.async), "bulk" (bulk copies), "scatter_gather", "doubling" or "multicast"
-    ranks, warps  CTAs of the cluster, consumer warps of a CTA
+    ranks       CTAs of the cluster, a power of two; `warps`, consumer warps of a CTA
     n, dtype    elements of what one rank sends to one peer in the first round, and their type there
     tx          bytes that arrive at each rank, round by round; a broadcast has a last one for the acknowledgements
     sets        barriers of a round, and landing places, that are used in turn: 2, or 1 with "scatter_gather"
     mbar        barriers: `sets` for each round, 8 bytes each
     box         landing places: `sets` of `set_bytes`
-    out, out_n, out_dtype   where the result is folded to, its elements (of one rank's piece, with "scatter_gather") and their type
+    out         where the result is folded to: `out_n` elements (of one rank's piece, with "scatter_gather") of `out_dtype`
+    mid         with "scatter_gather", where the own piece is folded to before it goes to everybody
     op, dim     the operator; the dimension of a head for LSE
     stays       whether a rank's own row stays where it is instead of being sent: `tx` has one row less
     ack         landing places of acknowledgements in a broadcast, 4 bytes each

@@ -36,7 +36,7 @@ def _all_to_all(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, src: c
     if cutlass.const_expr(channel.algorithm == "bulk"):
         transfer.fence()
         cta.consumer_sync(channel.warps)
-        transfer.bulk(transfer.words(src), step, row, channel.nbytes, mbar, rank, channel.ranks)
+        transfer.bulk(transfer.words(src), step, row, channel.nbytes, mbar, rank, channel.ranks, channel.threads, channel.stays)
     else:
         cta.consumer_sync(channel.warps)
         transfer.push(transfer.words(src), step, row, channel.nbytes, mbar, rank, channel.ranks, channel.threads, channel.stays)
@@ -166,7 +166,7 @@ def cluster_broadcast(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, 
         mbar = barrier(smem, channel, 0, i)
         row = transfer.words(landing(smem, channel, i))
         if cutlass.const_expr(channel.algorithm == "bulk"):
-            transfer.bulk(transfer.words(src), 0, row, channel.nbytes, mbar, rank, channel.ranks)
+            transfer.bulk(transfer.words(src), 0, row, channel.nbytes, mbar, rank, channel.ranks, channel.threads)
         else:
             transfer.push(transfer.words(src), 0, row, channel.nbytes, mbar, rank, channel.ranks, channel.threads)
     finish_round(smem, channel, 0, i)

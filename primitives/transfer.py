@@ -94,15 +94,18 @@ def copy_to_peer(dst: cute.Pointer, src: cute.Pointer, nbytes: int, mbar: cute.P
 @cute.jit
 def bulk(
     src: cute.Pointer, step: cutlass.Constexpr, dst: cute.Pointer, nbytes: cutlass.Constexpr, mbar: cute.Pointer, rank: Int32,
-    ranks: cutlass.Constexpr,
+    ranks: cutlass.Constexpr, threads: cutlass.Constexpr, stays: cutlass.Constexpr = False,
 ):
-    """As `push`, by one bulk copy to each rank; `nbytes` is a multiple of 16. Consumer threads call it, one of each peer issues.
+    """As `push`, by one bulk copy to each rank; `nbytes` is a multiple of 16. Consumer threads call it, one for each peer issues.
 
     Before: every thread that wrote the rows has called `fence`, then the consumer barrier. About the end of it see `copy_to_peer`.
     """
-    if cta.thread() < ranks:
+    peers = cutlass.const_expr(ranks - 1 if stays else ranks)
+    if cta.thread() < peers:
         peer = (cta.thread() + rank + 1) & (ranks - 1)
         copy_to_peer(dst, src + peer * step, nbytes, mbar, peer)
+    if cutlass.const_expr(stays):
+        copy(src + rank * step, dst, nbytes, threads)
 
 
 @cute.jit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cfdsl.compiler.collective.choose import candidates
 from cfdsl.compiler.collective.request import Collective, mistakes
 from cfdsl.compiler.parts import Part, part_named
@@ -63,7 +65,7 @@ def collective(
     Every rank gets the same bits, and the same on each run. Raises one error with everything that is wrong.
     """
     target = device.part_at_hand() if part is None else part_named(part) if isinstance(part, str) else part
-    request = Collective(kind, op, tuple(shape), dtype, cluster, clusters, repeat, timed)
+    request = Collective(kind, op, _shape(shape), dtype, cluster, clusters, repeat, timed)
     toolchain.default_arch(target.arch)  # before what follows: lowering imports what knows CuTe DSL
     from cfdsl.compiler.collective.lower import lower_collective
 
@@ -78,7 +80,12 @@ def collective_algorithms(
 ) -> tuple[str, ...]:
     """The names of the algorithms that can do this, fastest by estimate first. Raises what is wrong with asking for it."""
     target = part_named(part) if isinstance(part, str) else part
-    request = Collective(kind, op, tuple(shape), dtype, cluster)
+    request = Collective(kind, op, _shape(shape), dtype, cluster)
     raise_all(mistakes(request, target))
     found = [c for c in candidates(request, target) if c.cycles is not None]
     return tuple(c.algorithm for c in sorted(found, key=lambda c: c.cycles or 0.0))
+
+
+def _shape(shape: Any) -> Any:
+    """A list of sizes will do as well; of anything else it is said that it is no shape."""
+    return tuple(shape) if isinstance(shape, list) else shape

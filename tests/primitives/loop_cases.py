@@ -56,6 +56,7 @@ def looped(
 LONG = (
     looped("reduce", "push", 4, (403,)), looped("gather", "push", 4, (403,)), looped("reduce_scatter", "push", 4, (1612,)),
     looped("reduce", "scatter_gather", 4, (1203,)), looped("gather", "push", 4, (1030,)), looped("reduce", "push", 2, (1030,)),
+    looped("reduce", "bulk", 4, (404,)), looped("gather", "bulk", 8, (1032,)),
     looped("reduce", "push", 16, (700,), "max", "f16"), looped("gather", "push", 8, (2051,), dtype="bf16"),
 )  # fmt: skip
 LOOPS = (

@@ -122,7 +122,7 @@ def _one_round(request: Collective, algorithm: str) -> Design:
     if request.kind == "reduce" and request.payload == 1 and not bulk:
         return _scalar(request, algorithm)
     row, nbytes = padded(n * width), word_bytes(n, width)
-    stays = not bulk and _stays(ranks, nbytes)
+    stays = _stays(ranks, nbytes)
     push = Act(PUSH, ("src",), 0, nbytes, OTHERS if stays else EACH, "box", BULK if bulk else ST_ASYNC)
     result_pieces, result_n = _results(request)
     out = padded(result_pieces * stride(result_n, width) * width)

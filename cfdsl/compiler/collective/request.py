@@ -92,7 +92,8 @@ def mistakes(request: Collective, part: Part) -> Iterator[CfdslError]:
     for name, value in (("clusters", request.clusters), ("repeat", request.repeat)):
         if not (isinstance(value, int) and value >= 1):
             yield ArgumentError(argument=name, expected="an integer of at least 1", got=repr(value))
-    if not request.shape or not all(isinstance(size, int) and size >= 1 for size in request.shape):
+    shape: object = request.shape  # whatever a caller passed
+    if not isinstance(shape, tuple) or not shape or not all(isinstance(size, int) and size >= 1 for size in shape):
         yield ArgumentError(argument="shape", expected="a tuple of at least one positive integer", got=repr(request.shape))
         return
     if request.dtype in WIDTH and request.payload * request.width < LEAST_BYTES:

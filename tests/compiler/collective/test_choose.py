@@ -85,6 +85,8 @@ def test_every_mistake_of_a_request_at_once() -> None:
     kinds = [type(error) for error in caught.value.errors]
     assert kinds.count(ArgumentError) == 6  # algorithm, kind, op, dtype, clusters, shape
     assert ClusterSizeUnsupported in kinds
+    with pytest.raises(ArgumentError, match="'shape' must be a tuple of at least one positive integer, got 8"):
+        choose(Collective("reduce", "sum", 8, "f32", 4), PART)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="at least 4 bytes, got 1 x 2 bytes"):
         choose(Collective("reduce", "sum", (1,), "bf16", 2), PART)
     with pytest.raises(ShardDoesNotDivide, match="dimension 0 of size 6 over 4 ranks"):
