@@ -10,9 +10,10 @@ from typing import Any
 from cfdsl.compiler.config import CLUSTER_SIZES, Config
 from cfdsl.compiler.geometry import MAX_PIECES, WARP_SPLITS, product_registers, row_pieces, thread_registers
 from cfdsl.compiler.parts import Part
-from cfdsl.compiler.traffic import leaf_of, row_bytes, size_of
-from cfdsl.dsl.graph import ITEMSIZE, Graph
+from cfdsl.compiler.traffic import leaf_of, size_of
+from cfdsl.dsl.graph import ITEMSIZE, Graph, Node
 from cfdsl.dsl.place import PlacedGraph
+from cfdsl.dsl.placement import Shard
 from cfdsl.errors import CfdslError, ClusterSizeUnsupported, ConfigError, Errors, raise_all
 
 MAX_STAGES = 12  # of 16 KB: no more fit an SM
@@ -117,23 +118,7 @@ def geometries(graph: Graph, part: Part, overrides: Mapping[str, Any]) -> Iterat
         found = {(mesh, ctas): None for ctas in both for mesh in meshes(graph, part, cluster_size, ctas, overrides)}
         for (clusters, splits), ctas_per_sm in sorted(found):
             given: dict[str, Any] = {"clusters": clusters, "cluster_size": cluster_size, "ctas_per_sm": ctas_per_sm, "splits": splits}
-            stages = (overrides["stage_bytes"],) if "stage_bytes" in overrides else stage_sizes(graph, ctas_per_sm)
-            for stage_bytes in stages:
-                given |= {"stages": MIN_STAGES, "stage_bytes": stage_bytes}
-                yield Config(**(given | dict(overrides)))
-
-
-def stage_sizes(graph: Graph, ctas_per_sm: int) -> tuple[int, ...]:
-    """Bytes of a ring stage worth weighing: the usual, and where rows are longer but not twice as long, what the longest just fits.
-
-    The latter for a CTA that has its SM to itself: two would have three or four such stages each.
-    """
-    usual = int(Config.stage_bytes)
-    if ctas_per_sm > 1:
-        return (usual,)
-    weights = [leaf_of(node.args[1]).type for node in graph.leaves("linear")]
-    longest = max((int(weight.shape[-1]) * ITEMSIZE[weight.dtype] for weight in weights), default=0)
-    return (usual, -(-longest // 128) * 128) if usual < longest <= 2 * usual else (usual,)
+            yield Config(**({"stages": MIN_STAGES} | given | dict(overrides)))
 
 
 def refused_by_part(graph: Graph, part: Part, config: Config, waits_for_grid: bool) -> list[str]:
@@ -186,6 +171,18 @@ def _refused_row(name: str, width: int, itemsize: int, config: Config) -> Iterat
         need, have = product_registers(chunks, pieces), thread_registers(config.warps + 1, config.ctas_per_sm)
         if need > have:
             yield f"the vector that rows of {name} meet takes about {need} registers of a thread, of {have}"
+
+
+def row_bytes(placed: PlacedGraph, node: Node, sizes: Mapping[str, int]) -> int:
+    """Bytes of one row of a linear's weight as a rank reads it."""
+    weight, mesh = node.args[1], placed.mesh
+    last = len(weight.type.shape) - 1
+    columns = size_of(weight.type.shape[last], sizes)
+    if placed.of(weight).grid == Shard(last):
+        columns = ceil(columns / mesh.groups)
+    if node.attr("shard") == "in":
+        columns //= mesh.ranks
+    return columns * ITEMSIZE[weight.type.dtype]
 
 
 def refused_by_error(error: CfdslError) -> list[str]:

@@ -29,7 +29,6 @@ from cfdsl.dsl.placement import Mesh
 from cfdsl.errors import CfdslError, Errors, NoLegalConfig, raise_all
 
 FLIGHT_US = 1.4  # of the memory's time in flight: enough to keep it busy, little enough to keep its queue short
-STAGE_US = 0.5  # what a larger stage must save
 RESOLUTION = 0.03  # estimates that are closer than the model is exact are not told apart: then the shape that was measured good decides
 
 
@@ -160,8 +159,7 @@ def _rank(row: Candidate, best_us: float) -> tuple[Any, ...]:
     time, config = row.estimate.time_us, row.config
     repeats = row.estimate.traffic.repeated_bytes > 0
     shape = (not row.estimate.overlapped_start, repeats, config.splits, config.cluster_size, -config.clusters, -config.ctas_per_sm)
-    rest = (round(time / STAGE_US), config.stage_bytes, time)  # the usual stage, unless another saves something
-    return (0, *shape, *rest) if time <= best_us * (1 + RESOLUTION) else (1, time, *shape)
+    return (0, *shape, time) if time <= best_us * (1 + RESOLUTION) else (1, time, *shape)
 
 
 class _Scales:

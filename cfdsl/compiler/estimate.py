@@ -76,15 +76,13 @@ def pause_us(part: Part, pause: Pause, mesh_ctas: int, ranks: int) -> float:
     return timing.skew_us + timing.grid_barrier_us + timing.global_round_us + part.at_sm_us(pause.payload)
 
 
-def pauses_us(part: Part, traffic: Traffic) -> tuple[tuple[float, int, float], ...]:
-    """Pauses between streams as (microseconds, bytes the CTA still has to stream after it, how full tiles of the next stream make stages).
-
-    The one before the first stream leads.
+def pauses_us(part: Part, traffic: Traffic) -> tuple[tuple[float, int], ...]:
+    """Pauses between streams as (microseconds, bytes the CTA still has to stream after it); the one before the first stream leads.
 
     Pauses that follow each other without a stream between them add up; those after the last stream belong to the tail.
     """
     mesh, open_us = traffic.mesh, 0.0
-    found: list[tuple[float, int, float]] = []
+    found: list[tuple[float, int]] = []
     left = sum(load.cta for load in traffic.loads if load.streamed)
     for event in traffic.events:
         if isinstance(event, Pause):
@@ -92,9 +90,9 @@ def pauses_us(part: Part, traffic: Traffic) -> tuple[tuple[float, int, float], .
         elif event.streamed:
             # Products of one input follow each other without a pause: only the last one's sum is waited for.
             if open_us or not found:
-                found.append((open_us, left, event.fill))
+                found.append((open_us, left))
             open_us, left = 0.0, left - event.cta
-    return (*found, (open_us, 0, 1.0))
+    return (*found, (open_us, 0))
 
 
 def stream_us(part: Part, config: Config, traffic: Traffic, share: float = 1.0) -> tuple[float, float, float, float]:
@@ -136,20 +134,18 @@ def estimate(part: Part, config: Config, traffic: Traffic) -> Estimate:
     us_per_byte = stream / max(1, traffic.cta_bytes * traffic.mesh.ctas)
     cover = in_flight * us_per_byte
 
-    def uncovered(pause: float, left: int, fill: float) -> float:
+    def uncovered(pause: float, left: int) -> float:
         """A pause ends with a first request that takes its time; until then the ring, or what is left to stream, fills."""
-        return max(0.0, pause + timing.latency_us - min(cover * fill, left * traffic.mesh.ctas * us_per_byte)) if ring else pause
+        return max(0.0, pause + timing.latency_us - min(cover, left * traffic.mesh.ctas * us_per_byte)) if ring else pause
 
-    (first, rest, fill), *between, (last, *_) = pauses_us(part, traffic) if traffic.streams else _unstreamed(part, traffic)
+    (first, rest), *between, (last, _) = pauses_us(part, traffic) if traffic.streams else _unstreamed(part, traffic)
     warm = starts_warm(part, config)
     launch = timing.launch_pdl_us if config.pdl else timing.launch_us
-    start = launch + uncovered(first, rest, fill)
-    if ring and not warm:  # the first requests go out when this launch has room
-        start = timing.launch_us + max(timing.latency_us, uncovered(first, rest, fill))
+    start = launch + uncovered(first, rest) if warm or not ring else timing.launch_us + max(timing.latency_us, uncovered(first, rest))
     if traffic.mesh.ranks > 1 and Pause("multicast", "inputs") in traffic.events:
         start += timing.multicast_us or 0.0  # measured over whole launches, so nothing covers it
     waves = waves_of(config.clusters, resident)
-    costs = sum(uncovered(*each) for each in between if each[0])
+    costs = sum(uncovered(pause, left) for pause, left in between if pause)
     exchanges = costs + (waves - 1) * (timing.latency_us + first)  # a wave of clusters starts with empty rings
     tail = last + timing.block_phase_us + (timing.skew_us if ring and traffic.mesh.ctas > 1 else 0.0)
     return Estimate(
@@ -158,7 +154,7 @@ def estimate(part: Part, config: Config, traffic: Traffic) -> Estimate:
     )  # fmt: skip
 
 
-def _unstreamed(part: Part, traffic: Traffic) -> tuple[tuple[float, int, float], ...]:
+def _unstreamed(part: Part, traffic: Traffic) -> tuple[tuple[float, int], ...]:
     """Without a ring nothing goes on during a pause: all of them count as exchanges, but for the first round of inputs."""
     pauses = [pause_us(part, event, traffic.mesh.ctas, traffic.mesh.ranks) for event in traffic.events if isinstance(event, Pause)]
-    return ((pauses[0] if pauses else 0.0, 0, 1.0), (sum(pauses[1:]), 0, 1.0), (0.0, 0, 1.0))
+    return ((pauses[0] if pauses else 0.0, 0), (sum(pauses[1:]), 0), (0.0, 0))

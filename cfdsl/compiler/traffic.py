@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, prod
 
-from cfdsl.compiler.geometry import row_pieces
 from cfdsl.dsl.graph import GRID_COLLECTIVES, ITEMSIZE, Dim, Graph, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.place_rules.site import over_all_ctas
@@ -26,7 +25,7 @@ class Load:
     """Bytes that come from global memory. `cta`: of the busiest CTA; `unique`: of the launch, each byte once; `streamed`: by the ring.
 
     `asked`: what the CTA itself asks the L2 for, where a multicast of its peers delivers the rest; None: all of it.
-    `copies`: how many CTAs load each byte; all but one find it in the L2. `fill`: the part of a ring stage that a tile of it fills.
+    `copies`: how many CTAs load each byte; all but one find it in the L2.
     """
 
     name: str
@@ -35,7 +34,6 @@ class Load:
     streamed: bool = True
     asked: int | None = None
     copies: int = 1
-    fill: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ class _Walk:
             self._small(node)
         elif node.op == "linear":
             heads = self._joins_last_product(node.args[0])
-            self._load(node.args[1], self._weight_elements(node), fill=self._fill(node))
+            self._load(node.args[1], self._weight_elements(node))
             self.events.append(Pause("block", "linear", heads=max(heads, self._heads(node))))
         elif node.op == "attend":
             self._load(node.args[1], self._cache_elements(node), tensors=2)
@@ -183,21 +181,13 @@ class _Walk:
         self.multiplied = x
         return heads
 
-    def _fill(self, node: Node) -> float:
-        """Of a tile of a linear's weight: whole rows, by powers of two, or one of the pieces of a row."""
-        width, itemsize = row_bytes(self.placed, node, self.sizes), ITEMSIZE[node.args[1].type.dtype]
-        if width > self.stage_bytes:
-            return width / (row_pieces(width // itemsize, itemsize, self.stage_bytes) or 1) / self.stage_bytes
-        return width * 2 ** ((self.stage_bytes // width).bit_length() - 1) / self.stage_bytes
-
-    def _load(self, operand: Node, elements: int, tensors: int = 1, fill: float = 1.0) -> None:
+    def _load(self, operand: Node, elements: int, tensors: int = 1) -> None:
         leaf = leaf_of(operand)
         itemsize = ITEMSIZE[leaf.type.dtype] * tensors
         name, whole = leaf.attr("name"), self.whole(leaf)
         unique = 0 if name in self.seen else whole * itemsize
         self.seen.add(name)
-        copies = max(1, elements * self.mesh.ctas // whole) if whole else 1
-        self.events.append(Load(name, elements * itemsize, unique, copies=copies, fill=fill))
+        self.events.append(Load(name, elements * itemsize, unique, copies=max(1, elements * self.mesh.ctas // whole) if whole else 1))
 
     def _weight_elements(self, node: Node) -> int:
         """Of the busiest CTA: rows (shard="out") or columns ("in") cut over the cluster, heads or all rows over the grid."""
@@ -284,18 +274,6 @@ class _Walk:
         if isinstance(at.split, Partial):
             return 4 * self.mesh.splits * (whole + 2 * whole // size_of(shape[-1], self.sizes))
         return 4 * whole
-
-
-def row_bytes(placed: PlacedGraph, node: Node, sizes: Mapping[str, int]) -> int:
-    """Bytes of one row of a linear's weight as a rank reads it."""
-    weight, mesh = node.args[1], placed.mesh
-    last = len(weight.type.shape) - 1
-    columns = size_of(weight.type.shape[last], sizes)
-    if placed.of(weight).grid == Shard(last):
-        columns = ceil(columns / mesh.groups)
-    if node.attr("shard") == "in":
-        columns //= mesh.ranks
-    return columns * ITEMSIZE[weight.type.dtype]
 
 
 def is_block(event: Load | Pause, what: str) -> bool:

@@ -12,7 +12,6 @@ import pytest
 
 from cfdsl import PRESETS, Mesh, place
 from cfdsl.compiler import cost
-from cfdsl.compiler.candidates import stage_sizes
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import choose, explain
 from cfdsl.compiler.estimate import ctas_on_busiest_sm, flight_share, pauses_us, stream_us, waves_of
@@ -144,7 +143,7 @@ def test_pauses_between_streams_add_up() -> None:
     back = (4096 * 4 + 64 * 4) / (37 * 1755)  # everyone reads 4096 values back, and has written 64
     assert grid[0] == pytest.approx(3 * t.block_phase_us + push + t.skew_us + t.grid_barrier_us + t.global_round_us + back)
     assert grid[1] == 4096 * 4096 * 2 // 64  # what is left to stream is this CTA's share of the output projection
-    assert last == (pytest.approx(t.block_phase_us), 0, 1.0)
+    assert last == (pytest.approx(t.block_phase_us), 0)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -519,34 +518,3 @@ def test_explain_is_an_aligned_table() -> None:
 
 def test_explain_says_what_is_not_measured() -> None:
     assert "\nnote: rates are measured, latencies are the H100's\n" in explain(choose(LLAMA, H200))
-
-
-# ---- stages
-
-
-FFN = ffn_block.trace("llama-2-7b")
-
-
-def test_how_much_of_a_stage_its_tiles_fill() -> None:
-    """8 KB rows of gate and up fill 16 KB in pairs; a row of down is 22,016 bytes: two halves of it, or all of it in a larger stage."""
-    for stage_bytes, fills in ((16384, (1.0, 1.0, 11008 / 16384)), (22016, (16384 / 22016, 16384 / 22016, 1.0))):
-        found = traffic(place(FFN, Mesh(132, 1)), {}, stage_bytes)
-        assert tuple(load.fill for load in found.loads if load.streamed) == fills
-
-
-def test_stages_worth_weighing() -> None:
-    assert (stage_sizes(FFN, 1), stage_sizes(FFN, 2)) == ((16384, 22016), (16384,))
-    assert stage_sizes(ffn_block.trace("llama-3.1-8b"), 1) == (16384, 28672)
-    assert stage_sizes(ffn_block.trace("llama-3.2-1b"), 1) == (16384,)
-    assert stage_sizes(SPLIT, 1) == (16384,)
-
-
-def test_a_larger_stage_is_taken_where_it_saves_something() -> None:
-    """What the ring holds of the rows behind the exchange covers it on an H100; on an H200 only if stages are full."""
-    assert choose(FFN, H100_SXM).config.stage_bytes == 16384
-    assert choose(FFN, H200).config.stage_bytes == 22016
-    usual, larger = (choose(FFN, H200, {"stage_bytes": size}).chosen.estimate for size in (16384, 22016))
-    assert usual is not None
-    assert larger is not None
-    assert usual.exchanges_us > larger.exchanges_us + 0.5
-    assert choose(FFN, H200, {"stage_bytes": 16384}).config.stage_bytes == 16384
