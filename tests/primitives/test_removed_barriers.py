@@ -6,15 +6,12 @@ broken kernels' waits give up.
 
 from __future__ import annotations
 
-from typing import Any
-
 import cases
 import pytest
 from cases import ATTEND_DEEP, ATTEND_SHALLOW, DEEP, GRID_CASE, PUSHES, SHALLOW, SPLIT, SPREAD, Case
-from harness import WARPS, Program
+from harness import WARPS
+from spoil import Late, spoils, spoils_apart, wrong
 from stress import ALL, NONE, stress
-
-Late = tuple[int, int]  # CTA, warp
 
 NAMED = cases.by_name()
 PRODUCT_DEEP, PRODUCT_SHALLOW = NAMED["gemv ragged, deep ring"], NAMED["gemv ragged, shallow ring"]
@@ -54,8 +51,10 @@ IN_LOOPS = [
     ("gather", "push", (0,), (0,)), ("gather", "bulk", (0,), (0,)), ("gather", "doubling", (0, 1), (0, 1)),
     ("broadcast", "push", (0,), (0, 1)), ("broadcast", "bulk", (0,), (0, 1)),
 ]  # fmt: skip
+IN_A_LOOP: list[Case] = []
 for _kind, _algorithm, _barriers, _waits in IN_LOOPS:
     _loop = NAMED[f"loop {_kind} {'sum ' * _kind.startswith('reduce')}f32 by {_algorithm}, 4 ranks"]
+    IN_A_LOOP.append(_loop)
     BROKEN += [(_loop, "cta.consumer_sync", number, ONE_CTAS_WARPS) for number in _barriers]
     BROKEN += [(_loop, "exchange.wait", number, ((0, ALL), *ONE_CTA)) for number in _waits]
     BROKEN += [(_loop, "grid.meet", None, ONE_CTA)] * (_algorithm == "global")
@@ -64,23 +63,6 @@ WHOLE: dict[str, tuple[Case, tuple[Late, ...]]] = {}
 for _case, _target, _call, _lates in BROKEN:
     _, _known = WHOLE.get(_case.name, (_case, ()))
     WHOLE[_case.name] = (_case, tuple(dict.fromkeys((*_known, *_lates))))
-
-
-def variant_of(case: Case) -> Any:
-    """One that fills the deep rings once, and the shallow ones several times."""
-    return 200 if 200 in case.variants else max(case.variants, key=lambda variant: variant or 0)
-
-
-def wrong(case: Case, program: Program, late: Late) -> str:
-    """How the result of a run with fresh inputs is wrong; empty if it is right."""
-    variant = variant_of(case)
-    inputs = case.inputs(variant)
-    outs = case.run(program, inputs, late)
-    try:
-        case.check(outs, variant, inputs, f"{case.name}, late {late}")
-    except AssertionError as error:
-        return str(error)
-    return ""
 
 
 def title(value: object) -> str | None:
@@ -104,9 +86,8 @@ def test_whoever_is_late_the_result_is_right(name: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(("case", "barrier", "call", "lates"), BROKEN, ids=title)
 def test_without_the_barrier_the_result_is_wrong(case: Case, barrier: str, call: int | None, lates: tuple[Late, ...]) -> None:
-    with stress(barrier, call):
-        program = case.build()
-    assert any(wrong(case, program, late) for late in lates), (
+    spoiled = spoils_apart if case in IN_A_LOOP and barrier == "exchange.wait" else spoils
+    assert spoiled(case, barrier, call, lates), (
         f"{case.name} without call {call} of {barrier} is right whoever of {lates} is late: the barrier is not needed, or the delays "
         "do not reach the race"
     )
