@@ -1,0 +1,98 @@
+"""One class per mistake: a fixed message, the user's own line, and the remedy.
+
+Every class is a keyword-only record: its fields fill the two fixed sentences `_says` and `_remedy`. `str(error)` is the message, then
+`file:line: code` of the line that the user wrote, then the remedy. Independent mistakes are collected and raised together as `Errors`.
+"""
+
+from __future__ import annotations
+
+from cfdsl.errors.base import CfdslError, Errors, SourceLine, raise_all
+from cfdsl.errors.compiler import AlgorithmUnsupported, CompileFailed, ConfigError, NoLegalConfig, NotLowered, PlanError
+from cfdsl.errors.hf import DecodeRefused, NotPatched, PackageMissing, PatchRefused, WeightsUnusable
+from cfdsl.errors.placement import ClustersDoNotDivide, NeedsReduce, NothingToSplit, PlacementMismatch, ShardDoesNotDivide, WrongCollective
+from cfdsl.errors.runtime import (
+    BatchUnsupported,
+    CacheFull,
+    CapacityExceeded,
+    ColdCompileInCapture,
+    DisassemblerMissing,
+    LengthOutOfRange,
+    MarksMissing,
+    NotTraced,
+    RecordingFull,
+)
+from cfdsl.errors.sizes import (
+    ClusterSizeUnsupported,
+    GroupUnsupported,
+    HeadDimUnsupported,
+    HiddenUnsupported,
+    ModelUnsupported,
+    NoTarget,
+    NotResident,
+    SharedMemoryExceeded,
+    UnknownModel,
+    UnknownPart,
+    WeightsMismatch,
+)
+from cfdsl.errors.spec import (
+    ArgumentError,
+    DtypeMismatch,
+    DuplicateName,
+    InvalidGraph,
+    ShapeMismatch,
+    TextSyntax,
+    TraceError,
+    UnknownOption,
+)
+
+__all__ = [
+    "AlgorithmUnsupported",
+    "ArgumentError",
+    "BatchUnsupported",
+    "CacheFull",
+    "CapacityExceeded",
+    "CfdslError",
+    "ClusterSizeUnsupported",
+    "ClustersDoNotDivide",
+    "ColdCompileInCapture",
+    "CompileFailed",
+    "ConfigError",
+    "DecodeRefused",
+    "DisassemblerMissing",
+    "DtypeMismatch",
+    "DuplicateName",
+    "Errors",
+    "GroupUnsupported",
+    "HeadDimUnsupported",
+    "HiddenUnsupported",
+    "InvalidGraph",
+    "LengthOutOfRange",
+    "MarksMissing",
+    "ModelUnsupported",
+    "NeedsReduce",
+    "NoLegalConfig",
+    "NoTarget",
+    "NotLowered",
+    "NotPatched",
+    "NotResident",
+    "NotTraced",
+    "NothingToSplit",
+    "PackageMissing",
+    "PatchRefused",
+    "PlacementMismatch",
+    "PlanError",
+    "RecordingFull",
+    "ShapeMismatch",
+    "ShardDoesNotDivide",
+    "SharedMemoryExceeded",
+    "SourceLine",
+    "TextSyntax",
+    "TraceError",
+    "UnknownModel",
+    "UnknownOption",
+    "UnknownPart",
+    "WeightsMismatch",
+    "WeightsUnusable",
+    "WrongCollective",
+    "raise_all",
+]

@@ -1,0 +1,145 @@
+"""Models and parts that something does not fit: head sizes, clusters, shared memory, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cfdsl.errors.base import CfdslError, listed
+
+
+@dataclass(eq=False, kw_only=True)
+class ClusterSizeUnsupported(CfdslError):
+    """A cluster size that the hardware, or the part at hand, does not have."""
+
+    size: int
+    supported: Sequence[int] = (1, 2, 4, 8, 16)
+    _says = "a cluster of {size} CTAs is not supported."
+
+    @property
+    def remedy(self) -> str:
+        return f"use a cluster size of {listed(self.supported)}."
+
+
+@dataclass(eq=False, kw_only=True)
+class HeadDimUnsupported(CfdslError):
+    """The kernels have no code for this head dimension."""
+
+    head_dim: int
+    supported: Sequence[int] = (64, 128)
+    _says = "head_dim {head_dim} is not supported."
+
+    @property
+    def remedy(self) -> str:
+        return f"use a model with head_dim {listed(self.supported)}."
+
+
+@dataclass(eq=False, kw_only=True)
+class GroupUnsupported(CfdslError):
+    """Too many query heads share a key/value head."""
+
+    group: int
+    limit: int = 16
+    _says = "{group} query heads per key/value head are not supported."
+    _remedy = "use a model with at most {limit}."
+
+
+@dataclass(eq=False, kw_only=True)
+class HiddenUnsupported(CfdslError):
+    """The hidden size does not fit the loads."""
+
+    hidden: int
+    multiple: int = 64
+    _says = "hidden size {hidden} is not supported."
+    _remedy = "use a model whose hidden size is a multiple of {multiple}."
+
+
+@dataclass(eq=False, kw_only=True)
+class ModelUnsupported(CfdslError):
+    """A model config asks for things that cfdsl does not do. `reasons` lists all of them."""
+
+    name: str
+    reasons: Sequence[str]
+    _remedy = "use a model without these; cfdsl computes llama, mistral and qwen2 attention (docs/concepts.md)."
+
+    @property
+    def message(self) -> str:
+        return f"the model {self.name!r} is not supported:" + "".join(f"\n  - {reason}" for reason in self.reasons)
+
+
+@dataclass(eq=False, kw_only=True)
+class WeightsMismatch(CfdslError):
+    """The tensors given are not the weights of the model. `problems` lists every one that is missing or wrong."""
+
+    model: str
+    problems: Sequence[str]
+    _remedy = "pass the tensors of the model's Hugging Face state_dict, in the decoder's dtype and all on its device."
+
+    @property
+    def message(self) -> str:
+        return f"these are not the weights of {self.model}:" + "".join(f"\n  - {problem}" for problem in self.problems)
+
+
+@dataclass(eq=False, kw_only=True)
+class UnknownModel(CfdslError):
+    """No preset has this name, and no config.json lies there."""
+
+    name: str
+    known: Sequence[str]
+    _says = "there is no model {name!r}: no preset has this name and no config.json lies there."
+
+    @property
+    def remedy(self) -> str:
+        return f"use one of {', '.join(self.known)}, or the path of a Hugging Face config.json."
+
+
+@dataclass(eq=False, kw_only=True)
+class UnknownPart(CfdslError):
+    """No GPU part has this name."""
+
+    name: str
+    known: Sequence[str]
+    _says = "there is no part {name!r}."
+
+    @property
+    def remedy(self) -> str:
+        return f"use one of {', '.join(self.known)}."
+
+
+@dataclass(eq=False, kw_only=True)
+class NoTarget(CfdslError):
+    """There is no GPU here that cfdsl can run on, and the call needs one."""
+
+    needs: str = "a GPU of compute capability 9.0"
+    found: str = "no GPU"
+    _says = "this needs {needs}, found {found}."
+    _remedy = "run it on such a machine; compiling and inspecting work without one when a part is named (part='h100-sxm')."
+
+
+@dataclass(eq=False, kw_only=True)
+class SharedMemoryExceeded(CfdslError):
+    """A CTA's buffers do not fit. `breakdown` is (name, bytes) of each piece; the sum is spelled out."""
+
+    needed: int
+    limit: int
+    breakdown: Sequence[tuple[str, int]] = ()
+    _remedy = "use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM."
+
+    @property
+    def message(self) -> str:
+        text = f"a CTA needs {self.needed:,} bytes of shared memory, the limit is {self.limit:,}"
+        pieces = " + ".join(f"{name} {size:,}" for name, size in self.breakdown)
+        return f"{text}: {pieces} = {self.needed:,}." if pieces else f"{text}."
+
+
+@dataclass(eq=False, kw_only=True)
+class NotResident(CfdslError):
+    """The clusters of a launch with a grid barrier would not all run at once: it would never end."""
+
+    clusters: int
+    resident: int
+    size: int
+    part: str
+    ctas_per_sm: int = 1
+    _says = "the launch has {clusters} clusters of {size}, but {part} holds {resident} at once (CTAs per SM: {ctas_per_sm})."
+    _remedy = "use at most {resident} clusters, a smaller cluster, or less shared memory per CTA: a grid barrier waits for all of them."
