@@ -80,6 +80,6 @@ def raise_all(errors: Iterable[CfdslError]) -> None:
 
 
 def listed(values: Sequence[object]) -> str:
-    """Reasons as lines of their own, in a message."""
+    """Values as a choice, in words: "1, 2 or 4"."""
     *head, last = map(str, values)
     return f"{', '.join(head)} or {last}" if head else last
