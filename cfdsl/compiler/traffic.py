@@ -261,10 +261,11 @@ class _Walk:
         if node.op in GRID_COLLECTIVES:
             self.events.append(Pause("grid", node.op, held + sum(self._read_back(*value) for value in zip(shapes, at))))
             return
+        pushed = _pushed(node.op, held, self.mesh.ranks)
         for shape, placement in zip(shapes, at):
-            if isinstance(placement.cluster, Partial) and placement.cluster.op is ReduceOp.LSE:
-                held += 8 * local_elements(shape[:-1], placement, self.mesh, self.sizes)  # (max, sum) of each head
-        self.events.append(Pause("cluster", node.op, _pushed(node.op, held, self.mesh.ranks)))
+            if isinstance(placement.cluster, Partial) and placement.cluster.op is ReduceOp.LSE:  # everybody needs all (max, sum)
+                pushed += 8 * local_elements(shape[:-1], placement, self.mesh, self.sizes) * (self.mesh.ranks - 1)
+        self.events.append(Pause("cluster", node.op, pushed))
         heads = max(self._heads(arg) for arg in node.args)
         self.events.append(Pause("block", node.op, heads=heads))  # the terms are put together, then everybody may read
 

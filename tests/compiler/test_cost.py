@@ -83,7 +83,7 @@ def test_cluster_pushes_by_hand() -> None:
     found = traffic(place(LLAMA, Mesh(32, 4)), {})
     gather, scatter = (event.payload for event in found.events if isinstance(event, Pause) and event.kind == "cluster")
     assert gather == 3 * 128 // 4 * 4 * 3  # a quarter of q, k, v in f32, to 3 peers
-    assert scatter == (128 * 4 + 8) * 3 // 4  # o and (max, sum), but for the own quarter
+    assert scatter == 3 * (128 // 4 * 4 + 8)  # to each of 3 peers its quarter of o, and (max, sum)
     assert found.dsmem_bytes == 128 * (gather + scatter)
 
 
@@ -139,7 +139,7 @@ def test_pauses_between_streams_add_up() -> None:
     assert first[0] == pytest.approx(t.global_round_us + t.block_phase_us)  # inputs, then the norm
     push = (240 + 3 * 64 * 4 / 16) / 1755  # 64 values each of q, k, v to one peer, 16 bytes a cycle
     assert gather[0] == pytest.approx(3 * t.block_phase_us + push)  # sum over warps, gathered, rotated
-    push = (240 + 260 / 16) / 1755  # half of (128 + 2) words
+    push = (240 + (64 * 4 + 8) / 16) / 1755  # half of 128 values, and (max, sum), to one peer
     back = (4096 * 4 + 64 * 4) / (37 * 1755)  # everyone reads 4096 values back, and has written 64
     assert grid[0] == pytest.approx(3 * t.block_phase_us + push + t.skew_us + t.grid_barrier_us + t.global_round_us + back)
     assert grid[1] == 4096 * 4096 * 2 // 64  # what is left to stream is this CTA's share of the output projection
