@@ -104,7 +104,7 @@ def _compile(cache: KernelCache, lowered: Lowered, key: str) -> Entry:
     binary = artifacts.read_cubin(built.cubin)
     meta = {
         "name": plan.name, "model": plan.model, "arch": lowered.part.arch, "symbol": symbol, "kernel": binary.kernel,
-        "registers": binary.registers, "stack": binary.stack, "spills": artifacts.spill_bytes(built.log),
+        "registers": binary.registers, "stack": binary.stack, "spills": artifacts.spill_bytes(built.log) if binary.stack else 0,
         "compile_seconds": round(built.seconds, 3), "log": built.log,
     }  # fmt: skip
     return cache.add(key, {"object": built.object, "ptx": built.ptx, "cubin": built.cubin}, meta)

@@ -27,20 +27,27 @@ from typing import Any
 
 from cfdsl.compiler.plan import Arg, KernelPlan
 from cfdsl.errors import CompileFailed
+from cfdsl.runtime.artifacts import read_cubin
 from cfdsl.runtime.trace_back import spec_line
 
 # Raise it when this file starts to build other objects from the same source: it is part of the cache's key.
 VERSION = 1
 
-# TVM-FFI: 2 us of host time per call and not 30. The ptxas remarks are where the spilled bytes are told.
-OPTIONS = ("--enable-tvm-ffi", "--keep-ptx", "--keep-cubin", "remarks{ptx}")
+# TVM-FFI: 2 us of host time per call and not 30.
+OPTIONS = ("--enable-tvm-ffi", "--keep-ptx", "--keep-cubin")
+# Keeps the place of every operation, which costs half as much time again, and the assembler's remarks: how much it spilled. Taken only
+# where there is something to tell.
+TELL = "remarks{ptx}"
 
 _compiling = threading.Lock()  # the tracer keeps its state in globals, and its log is caught from stderr
 
 
 @dataclass(frozen=True)
 class Built:
-    """A compiled kernel: the relocatable object that `load` takes, its PTX and cubin, the assembler's log, and seconds spent."""
+    """A compiled kernel: the relocatable object that `load` takes, its PTX and cubin, and seconds spent.
+
+    log     the assembler's remarks, if the kernel has a stack and may have spilled; else empty
+    """
 
     object: bytes
     ptx: bytes
@@ -119,8 +126,7 @@ def build(path: Path, plan: KernelPlan, arch: str, symbol: str) -> Built:
     with _compiling, tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()) as log:
         default_arch(arch)
         try:
-            with _no_collection():
-                compiled = _compile(path, plan, arch, folder)
+            compiled = _compile_or_tell(path, plan, arch, folder)
             compiled.export_to_c(f"{folder}/kernel.o", symbol)
         except Exception as error:
             sys.__stderr__ and print(log.getvalue(), end="", file=sys.__stderr__)
@@ -134,7 +140,19 @@ def build(path: Path, plan: KernelPlan, arch: str, symbol: str) -> Built:
         )
 
 
-def _compile(path: Path, plan: KernelPlan, arch: str, folder: str) -> Any:
+def _compile_or_tell(path: Path, plan: KernelPlan, arch: str, folder: str) -> Any:
+    """Compile; once more with TELL if that fails without saying at which line, or if there is a stack, so that bytes may be spilled."""
+    with _no_collection():
+        try:
+            compiled = _compile(path, plan, arch, folder)
+        except Exception as error:
+            if _generated_line(path, error):
+                raise
+            return _compile(path, plan, arch, folder, TELL)
+        return compiled if not read_cubin(compiled.artifacts.CUBIN).stack else _compile(path, plan, arch, folder, TELL)
+
+
+def _compile(path: Path, plan: KernelPlan, arch: str, folder: str, *more: str) -> Any:
     import cutlass.cute as cute
     from cutlass.cute.runtime import make_fake_stream
 
@@ -145,7 +163,7 @@ def _compile(path: Path, plan: KernelPlan, arch: str, folder: str) -> Any:
         module.launch,
         *fake_tensors(plan.args),
         make_fake_stream(use_tvm_ffi_env_stream=True),
-        options=" ".join((*OPTIONS, f"--gpu-arch {arch}", f"--dump-dir={folder}")),
+        options=" ".join((*OPTIONS, *more, f"--gpu-arch {arch}", f"--dump-dir={folder}")),
         trace_finalize_hooks=hook,
     )
 

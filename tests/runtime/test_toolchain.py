@@ -88,12 +88,20 @@ def test_what_comes_out(build: Callable[..., toolchain.Built], tmp_path: Path) -
     built = build()
     binary = artifacts.read_cubin(built.cubin)
     assert binary.kernel == "cfdsl_scale_0"
-    assert f"Used {binary.registers} registers" in built.log
-    assert artifacts.spill_bytes(built.log) == 0
+    assert (binary.stack, built.log) == (0, "")
     assert b".target sm_90a" in built.ptx
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(built.cubin)
     assert "EXIT" in artifacts.disassemble(cubin)
+
+
+@pytest.mark.compile
+def test_a_kernel_with_a_stack_is_asked_what_it_spills(monkeypatch: pytest.MonkeyPatch, build: Callable[..., toolchain.Built]) -> None:
+    """By a second compilation, which keeps the assembler's remarks."""
+    monkeypatch.setattr(toolchain, "read_cubin", lambda cubin: dataclasses.replace(artifacts.read_cubin(cubin), stack=8))
+    built = build()
+    assert f"Used {artifacts.read_cubin(built.cubin).registers} registers" in built.log
+    assert artifacts.spill_bytes(built.log) == 0
 
 
 @pytest.mark.compile
