@@ -16,7 +16,7 @@ from cfdsl.dsl.place_rules.site import over_all_ctas
 from cfdsl.dsl.placement import AxisPlacement, Mesh, Partial, Placement, R, ReduceOp, Shard
 
 DEFAULT_SIZES: Mapping[str, int] = {"tokens": 4096}
-VIEWS = ("split_heads", "merge_heads", "slice_grid", "slice_cluster", "reshape", "item")
+VIEWS = ("split_heads", "merge_heads", "slice_grid", "slice_cluster", "reshape", "split", "item")
 POINTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm")
 
 

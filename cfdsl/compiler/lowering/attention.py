@@ -63,7 +63,7 @@ def _used_elsewhere(b: Builder, x: Node, user: Node) -> bool:
     graph = b.placed.graph
     if any(x is output for _, output in graph.outputs) or any(other is not user for other in graph.users(x)):
         return True
-    return x.op in ("split_heads", "merge_heads") and _used_elsewhere(b, x.args[0], x)
+    return x.op in ("reshape", "split_heads", "merge_heads") and _used_elsewhere(b, x.args[0], x)
 
 
 def lower_rope(b: Builder, node: Node) -> None:

@@ -16,8 +16,9 @@ from cfdsl.dsl.graph import Node
 from cfdsl.dsl.placement import Placement, Shard
 from cfdsl.errors import NotLowered
 
+CHUNK = 8  # elements that a fragment reads at a time
 ELEMENTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm", "embedding")
-VIEWS = ("item", "split_heads", "merge_heads", "slice_grid", "slice_cluster")
+VIEWS = ("item", "split", "reshape", "split_heads", "merge_heads", "slice_grid", "slice_cluster")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,12 @@ def expression(b: Builder, node: Node, where: Where, tiles: RowTiles | None = No
         row = looked_up(b, node)
         return replace(row, offset=row.offset + where.at, block=where.block, stride=where.stride)
     if node.op in VIEWS:
-        return expression(b, node.args[0], through_view(b, node, where), tiles)
+        inner = through_view(b, node, where)
+        if tiles and (inner.at.const - where.at.const) % CHUNK:
+            first = inner.at.const - where.at.const
+            why = f"it is read {CHUNK} elements at a time, and starts at element {first} of what it is cut from"
+            raise NotLowered(op="split", why=why, src=node.src)
+        return expression(b, node.args[0], inner, tiles)
     if node.op == "cast":
         inner = expression(b, node.args[0], where, tiles)
         return inner if node.attr("dtype") == "f32" else Expr("cast", node.attr("dtype"), args=(inner,))
@@ -95,7 +101,22 @@ def through_view(b: Builder, node: Node, where: Where) -> Where:
         return cut(b, node, node.args[0], where)
     if node.op == "slice_grid":
         return cut(b, node, node.args[0], where)
-    return where  # item, split_heads, merge_heads: the same flat elements
+    if node.op == "item" and node.args[0].op == "split":
+        return piece(b, node.args[0], node.attr("index"), where)
+    return where  # the same flat elements
+
+
+def piece(b: Builder, node: Node, index: int, where: Where) -> Where:
+    """The elements of piece `index` of a split, in the coordinates of what was split: a run, or one in each row before its dimension."""
+    dim, sizes = node.attr("dim"), node.attr("sizes")
+    have = b.local(node.args[0])
+    row = prod(have[dim + 1 :])
+    before = Affine.of(sum(sizes[:index]) * row)
+    if prod(have[:dim]) == 1:
+        return where.moved(before)
+    if where != Where():
+        raise NotLowered(op="split", why=f"a part of a piece along dimension {dim} is not a run of elements", src=node.src)
+    return Where(before, sizes[index] * row, have[dim] * row)
 
 
 def aligned(b: Builder, node: Node, arg: Node, where: Where) -> Where:

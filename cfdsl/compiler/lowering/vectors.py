@@ -22,7 +22,7 @@ def materialise(b: Builder, node: Node) -> Vector:
         return _keep(b, node)
     if isinstance(value, Vector):
         return value
-    if node.op in ("item", "split_heads", "merge_heads") and node.args[0] in b.values:
+    if node.op in ("item", "reshape", "split_heads", "merge_heads") and node.args[0] in b.values:
         return materialise(b, node.args[0])
     size = prod(b.local(node))
     tree = expression(b, node, Where())
@@ -69,7 +69,9 @@ def _made_with(node: Node) -> str:
 
 
 def lower_item(b: Builder, node: Node) -> None:
-    """One result of an exchange of several values."""
+    """One result of an exchange of several values; a piece of a split is read where it is needed."""
+    if node.args[0].op == "split":
+        return
     b.values[node] = b.values[(node.args[0], node.attr("index"))]
 
 
