@@ -83,6 +83,10 @@ def _accesses(step: Step) -> Iterator[tuple[str, Affine, _Span]]:
             splits, heads, dim = leaf.terms
             yield leaf.name, Affine(), _Span(splits * heads * dim)
             yield leaf.args[0].name, Affine(), _Span(splits * heads * 2)
+    for part, _, size in p.get("parts", ()):
+        for leaf in part.walk():
+            if leaf.kind == "leaf":
+                yield leaf.name, leaf.offset, _Span(size, leaf.block, leaf.stride)
     if step.op == "store_terms":
         heads, block, dim, row = p["heads"], p["block"], p["dim"], p["all_heads"]
         yield p["outs"], p["head0"].times(dim) + Affine.of(split=row * dim, rank=block), _Span(heads * block, block, dim)
@@ -163,6 +167,7 @@ def _reads(step: Step) -> tuple[str, ...]:
         fetched = (step.params["outs"], step.params["stats"])
     if step.op == "store_index":
         fetched = (step.params["pairs"],)
+    fetched += tuple(leaf.name for part, _, _ in step.params.get("parts", ()) for leaf in part.walk())
     return (*fetched, *(leaf.name for leaf in tree.walk())) if tree is not None else fetched
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import plans
 import pytest
-from plans import block, norm, step_of, steps_of, with_barrier, with_buffer, with_exchange, with_params, with_step, without
+from plans import block, norm, plan_graph, step_of, steps_of, with_barrier, with_buffer, with_exchange, with_params, with_step, without
 
+import cfdsl as cf
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.check import CHECKS, check
 from cfdsl.compiler.geometry import Share
@@ -52,6 +53,14 @@ def test_every_push_is_needed(name: str) -> None:
 
 # ---- one planted bug for each check: (what is done to a good plan, which check sees it, what it says)
 
+@cf.fusion
+def joined(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+    x, z = cf.input("x", (batch, 64)), cf.input("z", (batch, 64))
+    return cf.outputs(y=cf.linear(cf.concat([x, z], dim=1), cf.weight("w", (64, 128)), shard="out"))
+
+
+JOINED = plan_graph(joined.trace("llama-2-7b"), 8, 1)
+PARTS = JOINED.steps[step_of(JOINED, "concat")].params["parts"]
 SPREAD = block("llama-3.1-8b", 24, 4, splits=3, qkv="grid", window=3)
 PUSHED = next(buffer for buffer in SPREAD.buffers if buffer.name == SPREAD.steps[step_of(SPREAD, "terms_push")].params["dst"])
 SPLIT = block(clusters=64, cluster_size=2, splits=2, qkv="grid")
@@ -209,6 +218,10 @@ BUGS: dict[str, tuple[KernelPlan, str, str]] = {
     "terms read without a grid barrier": (
         without(SPREAD, steps_of(SPREAD, "grid_barrier")[-1]), "workspaces",
         "ws_terms is read without a grid barrier: written in step 36, read in 37",
+    ),
+    "a piece past the end": (
+        with_params(JOINED, step_of(JOINED, "concat"), parts=(PARTS[0], (PARTS[1][0], 64, 80))), "vectors",
+        "z is used past its end in concat: elements 0 to 80 of 64",
     ),
     "atomics past the end": (
         with_params(PAPER, 43, offset=Affine.of(rank=1025)),

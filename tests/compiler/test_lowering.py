@@ -88,12 +88,15 @@ def test_attend_without_append() -> None:
     assert refused(NotLowered, spec) == "attend cannot be compiled: its cache has no token appended."
 
 
-def test_ops_without_a_rule() -> None:
-    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
-        x = cf.input("x", (batch, m.hidden))
-        return cf.outputs(y=cf.silu(cf.concat([x, x], dim=1)))
+def test_pieces_that_are_not_runs_are_not_put_together() -> None:
+    """[1, 2, n] and [1, 2, n] along the last dimension: rows of one piece lie between rows of the other."""
 
-    assert refused(NotLowered, spec, clusters=1) == "concat cannot be compiled: the compiler has no lowering for it."
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        x = cf.input("x", (batch, 2, m.hidden))
+        return cf.outputs(y=cf.silu(cf.concat([x, x], dim=2)))
+
+    wanted = "concat cannot be compiled: pieces along dimension 2 of [1, 2, 8192] lie between each other's rows."
+    assert refused(NotLowered, spec, clusters=1) == wanted
 
 
 def test_rope_of_a_value_that_is_used_elsewhere() -> None:

@@ -1,4 +1,4 @@
-"""Specs whose projections are one matrix, taken apart by `split` and `reshape`: the same as with a matrix each."""
+"""Specs with `split`, `reshape` and `concat`: one matrix for several projections, and one product of several values."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from cfdsl.compiler.stages import lower
 from cfdsl.errors import NotLowered
 from fusions.attention_block import attention_block
 from fusions.ffn_block import ffn_block
+
+SHAPES = {"x": (1, 576), "hidden": (1, 576), "norm": (576,), "w": (576, 2 * 576)}
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,11 +50,33 @@ def fused_ffn(m: cf.ModelConfig, batch: int) -> cf.Outputs:
     return cf.outputs(y=cf.linear(cf.silu(gate) * up, w_down, shard="out") + x)
 
 
+@cf.fusion
+def two_inputs(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+    """What a draft model begins with: a token's embedding and a hidden state, put together, through one matrix."""
+    x, hidden = cf.input("x", (batch, m.hidden)), cf.input("hidden", (batch, m.hidden))
+    normed = cf.rms_norm(x, cf.weight("norm", (m.hidden,)), m.norm_eps)
+    return cf.outputs(y=cf.linear(cf.concat([normed, hidden], dim=1), cf.weight("w", (m.hidden, 2 * m.hidden)), shard="out"))
+
+
+def drafted(device: str) -> tuple[dict[str, Tensor], Tensor]:
+    """Tensors of `two_inputs` for smollm2-135m, and y in float64."""
+    import torch
+
+    generator = torch.Generator(device).manual_seed(0)
+    t = {name: torch.randn(shape, generator=generator, device=device).bfloat16() for name, shape in SHAPES.items()}
+    t["w"] /= 24
+    normed = torch.nn.functional.rms_norm(t["x"].double(), (576,), t["norm"].double(), cf.PRESETS["smollm2-135m"].norm_eps)
+    want = torch.cat([normed, t["hidden"].double()], 1) @ t["w"].double().T
+    return {**t, "y": torch.full_like(t["x"], float("nan"))}, want
+
+
 def case(name: str, device: str) -> tuple[cf.Fusion, dict[str, Tensor], Tensor]:
     """A fused spec, its tensors, and y in float64 from the spec with a matrix each."""
     import torch
 
     model = cf.PRESETS["smollm2-135m"]
+    if name == "draft":
+        return two_inputs, *drafted(device)
     if name == "qkv":
         tensors = attention_block.example_inputs(model, 1, "bf16", length=70, capacity=90, device=device, residual=False)
         want = attention_block.reference(model, tensors, "f64", residual=False)["y"]
@@ -68,7 +92,7 @@ def source(spec: cf.Fusion, **sizes: int) -> str:
     return lower(spec, cf.PRESETS["smollm2-135m"].with_(**sizes), 1, "bf16", H200, {}, {}, {}).source
 
 
-@pytest.mark.parametrize("name", ["qkv", "ffn"])
+@pytest.mark.parametrize("name", ["qkv", "ffn", "draft"])
 def test_the_oracle(name: str) -> None:
     spec, tensors, want = case(name, "cpu")
     cf.oracle(spec, "smollm2-135m")(**tensors)
@@ -83,6 +107,13 @@ def test_pieces_are_read_at_their_offset_in_what_was_gathered() -> None:
     assert "pointwise.silu(frag.load(ws_gather, W_DOWN)) * frag.load(ws_gather, W_DOWN, 1536)" in source(fused_ffn)
 
 
+def test_pieces_are_put_together_in_shared_memory() -> None:
+    text = source(two_inputs)
+    assert "joined[i] = " in text
+    assert "joined[576 + i] = hidden[i].to(Float32)" in text
+    assert "frag.load(joined, W)" in text
+
+
 def test_a_piece_that_vectors_of_8_cannot_be_read_from() -> None:
     @cf.fusion
     def odd(m: cf.ModelConfig, batch: int) -> cf.Outputs:
@@ -95,13 +126,13 @@ def test_a_piece_that_vectors_of_8_cannot_be_read_from() -> None:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("spec", [fused_qkv, fused_ffn], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [fused_qkv, fused_ffn, two_inputs], ids=lambda spec: spec.name)
 def test_they_compile(spec: cf.Fusion) -> None:
     assert cf.compile(spec, "smollm2-135m", part="h200").spills == 0
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["qkv", "ffn"])
+@pytest.mark.parametrize("name", ["qkv", "ffn", "draft"])
 def test_on_the_gpu(name: str) -> None:
     import torch
 

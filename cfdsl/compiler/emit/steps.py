@@ -76,6 +76,11 @@ def _finish(c: Context, p: dict[str, Any]) -> Lines:
     return loop(p["rows"], f"{p['out']}[i] = {bare(element(p['tree']))}")
 
 
+def _concat(c: Context, p: dict[str, Any]) -> Lines:
+    at = [f"{first} + i" if first else "i" for _, first, _ in p["parts"]]
+    return [line for (tree, _, n), i in zip(p["parts"], at) for line in loop(n, f"{p['out']}[{i}] = {bare(element(tree))}")]
+
+
 def _store_vector(c: Context, p: dict[str, Any]) -> Lines:
     index = "i" if not p["block"] else f"i // {p['block']} * {p['stride']} + i % {p['block']}"
     value = rounded(c, p["dst"], element(p["tree"]))
@@ -128,7 +133,7 @@ def tiles_of(c: Context, tiles: Any) -> int | str:
 
 EMITTERS: dict[str, Callable[[Context, dict[str, Any]], Lines]] = {
     "fragment": _fragment, "slice": _slice, "mean_square": _mean_square, "argmax": _argmax,
-    "index": _index, "rms": _rms, "gemv": _gemv, "sync": _sync, "finish": _finish,
+    "index": _index, "rms": _rms, "gemv": _gemv, "sync": _sync, "finish": _finish, "concat": _concat,
     "store_vector": _store_vector, "store_rows": _store_rows, "store_fragment": _store_fragment, "atomic_add": _atomic_add, **EXCHANGES,
     **ATTENTION,
 }  # fmt: skip

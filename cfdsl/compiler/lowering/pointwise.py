@@ -64,12 +64,12 @@ def expression(b: Builder, node: Node, where: Where, tiles: RowTiles | None = No
         row = looked_up(b, node)
         return replace(row, offset=row.offset + where.at, block=where.block, stride=where.stride)
     if node.op in VIEWS:
-        inner = through_view(b, node, where)
-        if tiles and (inner.at.const - where.at.const) % CHUNK:
-            first = inner.at.const - where.at.const
+        place = through_view(b, node, where)
+        first = place.at.const - where.at.const
+        if tiles and first % CHUNK:
             why = f"it is read {CHUNK} elements at a time, and starts at element {first} of what it is cut from"
             raise NotLowered(op="split", why=why, src=node.src)
-        return expression(b, node.args[0], inner, tiles)
+        return expression(b, node.args[0], place, tiles)
     if node.op == "cast":
         inner = expression(b, node.args[0], where, tiles)
         return inner if node.attr("dtype") == "f32" else Expr("cast", node.attr("dtype"), args=(inner,))

@@ -11,7 +11,7 @@ from cfdsl.compiler.lowering.grid import lower_grid_gather, lower_grid_reduce, l
 from cfdsl.compiler.lowering.linear import lower_linear
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE, VIEWS
 from cfdsl.compiler.lowering.select import lower_argmax
-from cfdsl.compiler.lowering.vectors import lower_item, lower_mean_square, lower_slice_grid
+from cfdsl.compiler.lowering.vectors import lower_concat, lower_item, lower_mean_square, lower_slice_grid
 from cfdsl.dsl.graph import Node
 from cfdsl.errors import NotLowered
 
@@ -19,6 +19,7 @@ RULES: dict[str, Callable[[Builder, Node], None]] = {
     "linear": lower_linear,
     "mean_square": lower_mean_square,
     "item": lower_item,
+    "concat": lower_concat,
     "slice_grid": lower_slice_grid,
     "cluster_gather": lower_cluster_gather,
     "cluster_reduce": lower_cluster_reduce,

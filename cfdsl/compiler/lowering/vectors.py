@@ -75,6 +75,26 @@ def lower_item(b: Builder, node: Node) -> None:
     b.values[node] = b.values[(node.args[0], node.attr("index"))]
 
 
+def lower_concat(b: Builder, node: Node) -> None:
+    """The pieces, one after another, in shared memory."""
+    shape, dim = b.local(node), node.attr("dim")
+    if prod(shape[:dim]) != 1:
+        raise NotLowered(op="concat", why=f"pieces along dimension {dim} of {list(shape)} lie between each other's rows", src=node.src)
+    parts, first = [], 0
+    for arg in node.args:
+        size = int(arg.type.shape[dim]) * prod(shape[dim + 1 :])
+        if b.placed.of(arg) != b.placed.of(node):
+            why = f"a piece is placed {b.placed.of(arg)}, and the whole {b.placed.of(node)}"
+            raise NotLowered(op="concat", why=why, advice="give all pieces the same placement", src=node.src)
+        parts.append((expression(b, arg, Where()), first, size))
+        first += size
+    out = b.buffer("joined", (first,))
+    reads = tuple(dict.fromkeys(name for tree, _, _ in parts for name in tree.buffers()))
+    text = ", ".join(f"{out}[{first} + i] = {tree}" for tree, first, _ in parts)
+    b.step("concat", text, reads=reads, writes=(out,), src=node.src, parts=tuple(parts), out=out)
+    b.values[node] = Vector(out, first)
+
+
 def lower_mean_square(b: Builder, node: Node) -> None:
     """This slice's term of the mean square of a row, in a variable."""
     x = node.args[0]
