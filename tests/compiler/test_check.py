@@ -219,6 +219,19 @@ BUGS: dict[str, tuple[KernelPlan, str, str]] = {
         without(SPREAD, steps_of(SPREAD, "grid_barrier")[-1]), "workspaces",
         "ws_terms is read without a grid barrier: written in step 36, read in 37",
     ),
+    "a piece written past the end": (
+        with_params(JOINED, step_of(JOINED, "concat"), parts=(PARTS[0], (PARTS[1][0], 80, 64))), "shared_vectors",
+        "joined is written past its end: 144 of 128",
+    ),
+    "a sum past the end": (
+        with_params(GOOD, step_of(GOOD, "finish"), rows=96), "shared_vectors", "wq_slice is written past its end: 96 of 32",
+    ),
+    "rows of a product that are not there": (
+        with_params(GOOD, step_of(GOOD, "finish"), rows=128), "shared_vectors", "wq_terms is read past its end: 128 of 96 in finish",
+    ),
+    "a vector read past its end": (
+        with_params(GOOD, step_of(GOOD, "store_vector"), n=96), "shared_vectors", "attended is read past its end: 96 of 32 in store_vector",
+    ),
     "a piece past the end": (
         with_params(JOINED, step_of(JOINED, "concat"), parts=(PARTS[0], (PARTS[1][0], 64, 80))), "vectors",
         "z is used past its end in concat: elements 0 to 80 of 64",
