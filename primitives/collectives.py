@@ -7,7 +7,8 @@ one, and make the same calls with i = 0, 1, 2, ...; every consumer thread of eve
 Before the first call: one thread has called `channel.init`, and the cluster has met once after that. A call starts with a consumer
 barrier: what the consumers wrote to `src` before it is what is sent. After the call `channel.result` is where the result lies, until the
 next call; if it was folded by this CTA and not landed there (`Channel.folds`), a consumer barrier comes before others read it. `src`
-may be written again after a consumer barrier, but with bulk copies only after the next call: use two in turn.
+may be written again after a consumer barrier, but with bulk copies only after the next call: use two in turn. In a broadcast by bulk
+copies only after the call after that, in which the root hears that the row has landed: use three.
 
 Why two sets of barriers and landing places are enough, if everybody sends to everybody: rank B pushes for call i+2 after it waited for
 call i+1, to which this rank has contributed, after a consumer barrier, after all its threads had waited for call i, armed that barrier
@@ -151,8 +152,9 @@ def cluster_broadcast(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, 
     """Broadcast, one -> R: before, `src` of rank 0 is `n` elements; after, `result` is that on every rank, rank 0 included.
 
     "push" or "bulk": `nbytes` on each rank's first barrier. Rank 0 gets 4 bytes from each rank on its second one for each call, sent in
-    that rank's next call, once it no longer reads the result: rank 0 waits for those of call i - 2 before it pushes. After the last
-    call, `broadcast_end`.
+    that rank's next call, once it no longer reads the result: rank 0 waits for those of call i - 2 before it pushes, but not before the
+    caller writes `src`: with "bulk", what a call copies from is not written before two more calls have returned. After the last call,
+    `broadcast_end`.
     """
     acks = cutlass.const_expr(len(channel.tx) - 1)
     if (rank == 0) & (i >= channel.sets):

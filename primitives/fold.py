@@ -33,11 +33,13 @@ def rows(
     """`dst[i]` = op over `count` rows of `src[row * stride + i]`, first row first, rounded once to the type of `dst`; SUM, MAX or MIN.
 
     `threads` consumer threads, from 0; the rows have landed. Rows and `dst` start at multiples of 16 bytes, and are read and written in
-    whole vectors of 16 bytes of `src`: up to 7 elements past `n`, which must be there and mean nothing. Synchronise before reading `dst`.
+    whole vectors of 16 bytes of their own type (8 bytes of a `dst` of half the width): up to 7 elements past `n`, which must be there and
+    mean nothing. Synchronise before reading `dst`.
     """
     each = cutlass.const_expr(128 // src.dtype.width)
+    run = cutlass.const_expr(min(each, 128 // dst.dtype.width))  # elements of a store: 16 bytes, as rows start at multiples of no more
     got = cute.make_rmem_tensor((each, count), src.dtype)
-    out = cute.make_rmem_tensor(each, dst.dtype)
+    out = cute.make_rmem_tensor((run, each // run), dst.dtype)
     for v in cutlass.range(cta.thread(), -(-n // each), threads, unroll=1):
         for p in cutlass.range_constexpr(count):
             cute.autovec_copy(cute.make_tensor((src + (p * stride + v * each)).align(16), cute.make_layout(each)), got[(None, p)])
@@ -45,9 +47,12 @@ def rows(
             acc = got[j, 0].to(Float32)
             for p in cutlass.range_constexpr(1, count):
                 acc = two(op, acc, got[j, p].to(Float32))
-            out[j] = acc.to(dst.dtype)
-        aligned = cutlass.const_expr(min(16, each * dst.dtype.width // 8))  # rows start at multiples of 16 bytes, and no more
-        cute.autovec_copy(out, cute.make_tensor((dst + v * each).align(aligned), cute.make_layout(each)))
+            out[j % run, j // run] = acc.to(dst.dtype)
+        for part in cutlass.range_constexpr(each // run):
+            at = v * each + part * run
+            if (part == 0) | (at < n):  # what lies behind a row of the wider type may be a peer's
+                there = (dst + at).align(run * dst.dtype.width // 8)
+                cute.autovec_copy(out[(None, part)], cute.make_tensor(there, cute.make_layout(run)))
 
 
 @cute.jit

@@ -13,6 +13,7 @@ from cfdsl.errors import CfdslError, PlanError
 
 Found = Iterator[CfdslError]
 COPY_BYTES = 16  # bulk copies and vector loads go to and from multiples of it
+CHUNK = 8  # elements that a thread has of a fragment at a time
 
 
 def addresses(plan: KernelPlan) -> Found:
@@ -57,6 +58,24 @@ def vectors(plan: KernelPlan) -> Found:
             if min(starts) < 0 or max(ends) > sizes[name]:
                 total = f"elements {min(starts)} to {max(ends)} of {sizes[name]}"
                 yield PlanError(what=f"{name} is used past its end in {step.op}", sum=total, src=step.src)
+
+
+def fragments(plan: KernelPlan) -> Found:
+    """Fragments are whole chunks, and start at chunks, in every CTA: a pointer that is said to be aligned and is not moves silently."""
+    aligned = {arg.name: arg.align for arg in plan.args}
+    for step in plan.steps:
+        p = step.params
+        if "tiles" not in p or step.op == "decode":
+            continue
+        if p["tiles"].tile_cols % CHUNK:
+            yield PlanError(what=f"a fragment in {step.op} ends within a chunk", sum=f"{p['tiles'].tile_cols} % {CHUNK}", src=step.src)
+        places = [(leaf.name, leaf.offset) for leaf in p["tree"].walk() if leaf.kind in ("leaf", "smem")] if "tree" in p else []
+        for name, offset in [*places, (p["dst"], p["offset"])] if step.op == "store_fragment" else places:
+            if any(k % CHUNK for k in (offset.const, *(k for _, k in offset.terms))):
+                yield PlanError(what=f"a fragment of {name} starts within a chunk", sum=f"{offset}, not in {CHUNK}s", src=step.src)
+            if aligned.get(name, COPY_BYTES) % COPY_BYTES:
+                total = f"{aligned[name]} bytes, not {COPY_BYTES}"
+                yield PlanError(what=f"a fragment is read from or written to {name}, which is aligned to less", sum=total, src=step.src)
 
 
 class _Span:

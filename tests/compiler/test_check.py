@@ -192,6 +192,18 @@ BUGS: dict[str, tuple[KernelPlan, str, str]] = {
         with_params(PAPER, 8, tiles=replace(PAPER.steps[8].params["tiles"], col0=Affine.of(rank=1020))),
         "addresses", "tiles of wq start at an odd place: column 3060 x 2 B % 16 = 8",
     ),
+    "fragment that ends within a chunk": (
+        with_params(GOOD, 4, tiles=replace(GOOD.steps[4].params["tiles"], cols=4092)), "fragments",
+        "a fragment in mean_square ends within a chunk: 4092 % 8",
+    ),
+    "fragment that starts within a chunk on odd ranks": (
+        with_params(PAPER, 40, tree=replace(PAPER.steps[40].params["tree"], offset=Affine.of(rank=4))), "fragments",
+        "a fragment of whole starts within a chunk: rank * 4, not in 8s",
+    ),
+    "fragment of an argument that may lie anywhere": (
+        replace(GOOD, args=tuple(replace(arg, align=2) if arg.name == "x" else arg for arg in GOOD.args)), "fragments",
+        "a fragment is read from or written to x, which is aligned to less: 2 bytes, not 16",
+    ),
     "store past the end": (
         with_params(GOOD, 33, offset=Affine.of(cluster=129, rank=32)), "vectors",
         "ws_gather is used past its end in store_vector: elements 0 to 4127 of 4096",

@@ -76,6 +76,15 @@ def test_several_rows_of_a_whole_norm() -> None:
     lower(spec, clusters=1)
 
 
+def test_a_norm_of_a_row_that_is_not_whole_chunks() -> None:
+    """Its last elements would be left out of the mean."""
+
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        return cf.outputs(y=cf.rms_norm(cf.input("x", (batch, 100)), cf.weight("w", (100,)), m.norm_eps))
+
+    assert "rms_norm cannot be compiled: a slice of 100 elements is not a multiple of 8" in refused(NotLowered, spec, clusters=1)
+
+
 def test_attend_without_append() -> None:
     def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
         q = cf.split_heads(cf.input("q", (batch, m.hidden)), m.heads)

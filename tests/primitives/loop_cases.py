@@ -64,6 +64,7 @@ LOOPS = (
     *(looped("reduce", algorithm, 4) for algorithm in ("push", "global")),
     looped("reduce", "scatter_gather", 4, (1003,)),
     looped("reduce", "doubling", 4, (803,)),
+    looped("reduce", "doubling", 4, (804,), dtype="bf16"),  # half of the last vector of the source is behind its row in f32
     looped("reduce", "bulk", 4, (204,)),
     *(looped("reduce_scatter", algorithm, 4, (412,)) for algorithm in ("push", "global")),
     looped("reduce_scatter", "bulk", 4, (416,)),

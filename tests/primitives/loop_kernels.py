@@ -61,17 +61,21 @@ def exchange_once(smem: cute.Pointer, how: cutlass.Constexpr, i: Int32, src: cut
         collectives.cluster_broadcast(smem, how, i, src, rank)
 
 
-def arena_bytes(design: Design) -> tuple[int, int]:
-    """(offset of a second source, bytes of the arena): a source that bulk copies read is used every other call."""
-    second = -(-design.smem_bytes // 128) * 128
-    return second, second + -(-design.protocol.place("src").nbytes // 128) * 128
+def sources(design: Design) -> tuple[int, int, int]:
+    """(how many sources are used in turn, the offset of the first, bytes from one to the next); the arena ends with the last.
+
+    Bulk copies may still read a source in the next call, and in a broadcast in the one after it; see `collectives`.
+    """
+    count = 3 if design.request.kind == "broadcast" and design.algorithm == "bulk" else 2
+    return count, -(-design.smem_bytes // 128) * 128, -(-design.protocol.place("src").nbytes // 128) * 128
 
 
 @cute.kernel
 def looped(late: cute.Tensor, length: cute.Tensor, wrong: cute.Tensor, design: cutlass.Constexpr, how: cutlass.Constexpr):
     """`length[0]` calls; wrong (CTAs, 2): how many elements of all results were not what they should be, and how many were looked at."""
     request = cutlass.const_expr(design.request)
-    second, nbytes = cutlass.const_expr(arena_bytes(design))
+    turns, first, span = cutlass.const_expr(sources(design))
+    nbytes = cutlass.const_expr(first + turns * span)
     smem = cta.arena(nbytes)
     harness.enter(smem, nbytes, how.threads)
     rank = cute.arch.block_idx_in_cluster()
@@ -81,13 +85,12 @@ def looped(late: cute.Tensor, length: cute.Tensor, wrong: cute.Tensor, design: c
     harness.meet(late)
     cute.arch.griddepcontrol_launch_dependents()
     cute.arch.griddepcontrol_wait()
-    first = cutlass.const_expr(design.protocol.place("src").offset)
     bad = Int32(0)
     looked = Int32(0)
     calls = length[0]
     mirrored = how.threads - 1 - cta.thread()  # who writes or reads an element is not who sends or folds it
     for i in cutlass.range(calls, unroll=1):
-        src = cute.recast_ptr((smem + (first + (i & 1) * (second - first))).align(16), dtype=DTYPES[request.dtype])
+        src = cute.recast_ptr((smem + (first + i % turns * span)).align(16), dtype=DTYPES[request.dtype])
         each = cutlass.const_expr(request.payload // max(1, design.source_pieces) if request.kind == "reduce_scatter" else request.payload)
         apart = cutlass.const_expr(design.sent_stride if request.kind == "reduce_scatter" else 0)
         for e in cutlass.range(mirrored, request.payload, how.threads, unroll=1):

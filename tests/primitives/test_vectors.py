@@ -31,6 +31,15 @@ def test_fragments_move_16_bytes_at_a_time_and_stay_in_registers(name: str) -> N
     no_local_memory(program)
 
 
+@pytest.mark.compile
+@pytest.mark.parametrize("name", ["fold 1 of 36 bf16 to f32", "fold 3 of 37 f32 to bf16"])
+def test_terms_are_folded_in_whole_vectors_in_registers(name: str) -> None:
+    program = cases.by_name()[name].program
+    stores = {"st.shared.v4.b32": None} if name.endswith("f32") else {"st.shared.v2.b32": None}
+    ptx_has(program, {"ld.global.v4.b32": None, **stores})
+    no_local_memory(program)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", cases.VECTOR_CASES, ids=lambda case: case.name)
 def test_against_float64(case: Case) -> None:

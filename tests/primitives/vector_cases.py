@@ -81,6 +81,26 @@ def _rotation(name: str, heads: int, dim: int, half: int, interleaved: bool) -> 
     )  # fmt: skip
 
 
+def _folded(src: str, dst: str, count: int, n: int) -> Case:
+    stride = -(-n // 8) * 8
+    ends = -(-n * tensors.torch_dtype(dst).itemsize // 16) * 16 // tensors.torch_dtype(dst).itemsize  # the row's last vector
+
+    def check(outs: Outs, variant: Any, ins: list[Tensor], label: str) -> None:
+        terms = ins[0].view(count, stride)[:, :n].double()
+        assert_close(outs["out"][:n], terms.sum(0).float().to(outs["out"].dtype), 0.0, label)
+        behind = outs["out"][ends:].isnan()
+        assert behind.all(), f"{label}: {int((~behind).sum())} elements written behind the row"
+
+    def make(variant: Any) -> list[Tensor]:
+        return [(random("f32", count * stride) * 16).round().to(tensors.torch_dtype(src))]  # whole numbers: sums are exact
+
+    size = ends + 16
+    return Case(
+        f"fold {count} of {n} {src} to {dst}", vector_kernels.folded, ((src, (count * stride,)),), {"out": (dst, (size,))}, check,
+        (count, stride, n), make,
+    )  # fmt: skip
+
+
 def _cache_append(dtype: str) -> Case:
     heads, dim, tokens = 3, 64, 5
     layouts = {"bhtd": (dim, tokens * dim), "bthd": (heads * dim, dim)}  # token and head stride
@@ -123,6 +143,10 @@ VECTOR_CASES = (
     _rotation("interleaved", 16, 64, 32, True),
     _rotation("partial, half", 2, 64, 24, False),
     _rotation("partial, interleaved", 5, 128, 32, True),
+    _folded("bf16", "f32", 1, 36),  # 8 to a vector of the source: half of the last one is behind the row
+    _folded("f16", "f32", 2, 2049),
+    _folded("f32", "bf16", 3, 37),
+    _folded("bf16", "bf16", 4, 35),
     _cache_append("bf16"),
     _cache_append("f16"),
     Case("kv.clamp", vector_kernels.clamps, (("i32", (3,)),), {"out": ("i32", (2,)), "status": ("i32", (8,))}, _check_clamps,

@@ -8,7 +8,7 @@ import harness
 from cutlass import Float32, Int64
 from harness import THREADS, WARPS
 
-from primitives import cta, frag, kv, pointwise, rmsnorm, rope, warp
+from primitives import cta, fold, frag, kv, pointwise, rmsnorm, rope, warp
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 TOGETHER = ((2, 8), (4, 16), (8, 16), (8, 32), (32, 32))  # sums at once, lanes in a group
@@ -42,6 +42,22 @@ def activations(late: cute.Tensor, x: cute.Tensor, out: cute.Tensor):
         for j in cutlass.range_constexpr(8):
             out[2, t * 8 + j] = silu[j, 0]
             out[3, t * 8 + j] = gelu[j, 0]
+
+
+@cute.kernel
+def folded(
+    late: cute.Tensor, src: cute.Tensor, out: cute.Tensor, count: cutlass.Constexpr, stride: cutlass.Constexpr, n: cutlass.Constexpr,
+):
+    """out: the sum of `count` rows of `n` of src, `stride` apart, and what lies behind it in shared memory, NaN as `enter` left it."""
+    size = cutlass.const_expr(cute.size(out))
+    smem = cta.arena(4 * size)
+    harness.enter(smem, 4 * size, THREADS)
+    harness.meet(late)
+    row = cta.view(smem, 0, out.element_type, size)
+    fold.rows(src.iterator, stride, count, row.iterator, n, fold.SUM, THREADS)
+    cta.consumer_sync(WARPS)
+    for i in cutlass.range(cta.thread(), size, THREADS, unroll=1):
+        out[i] = row[i]
 
 
 @cute.kernel

@@ -67,7 +67,7 @@ def design(request: Collective, algorithm: str) -> Design:
 
 _CALLERS = Act(SYNC, caller=True)
 _CALLER_WRITES = Act(WRITE, ("src",))  # anew for each call
-_BEFORE = (_CALLER_WRITES,)  # once: bulk copies read a source until they have landed, so who changes it needs two in turn
+_BEFORE = (_CALLER_WRITES,)  # once: bulk copies read a source until they have landed; who changes it has two in turn, broadcasts three
 
 
 def _sources(request: Collective) -> tuple[int, int, int]:

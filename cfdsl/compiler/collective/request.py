@@ -14,6 +14,7 @@ KINDS = ("reduce", "reduce_scatter", "gather", "broadcast")
 OPERATORS = ("sum", "max", "min", "lse")
 WIDTH = {"f32": 4, "bf16": 2, "f16": 2}
 LEAST_BYTES = 4
+MOST_ELEMENTS = 2**28  # of a tensor: offsets are 32-bit, and rows in device memory come in two sets and grow to four words an element
 TERM_TAIL = 4  # f32 behind the outputs of a head in a softmax term; mirrors `primitives.fold.TAIL`
 
 
@@ -101,6 +102,11 @@ def mistakes(request: Collective, part: Part) -> Iterator[CfdslError]:
         yield ArgumentError(argument="shape", expected=f"a payload of at least {LEAST_BYTES} bytes", got=got)
     if request.kind == "reduce_scatter" and request.cluster in CLUSTER_SIZES and request.shape[0] % request.cluster:
         yield ShardDoesNotDivide(op="reduce_scatter", dim=0, size=request.shape[0], parts=request.cluster, axis="ranks")
+    if isinstance(request.clusters, int) and request.cluster in CLUSTER_SIZES:
+        most = max(request.payload, prod(request.result_shape))
+        if request.clusters * request.cluster * most > MOST_ELEMENTS:
+            got = f"{request.clusters} x {request.cluster} x {most}"
+            yield ArgumentError(argument="clusters", expected=f"such that x and y have at most {MOST_ELEMENTS} elements each", got=got)
     if request.lse:
         yield from _softmax(request)
 

@@ -191,6 +191,8 @@ def row_tiles(cols: int, warps: int) -> RowTiles:
 
 def mean_square(b: Builder, x: Node, node: Node, where: Where, tiles: RowTiles) -> str:
     """A step that leaves (sum of squares of this slice of `x`) / (length of the whole row) in a variable."""
+    if tiles.cols % CHUNK:
+        raise NotLowered(op=node.op, why=f"a slice of {tiles.cols} elements is not a multiple of {CHUNK}", src=node.src)
     held = fragment_var(b, x, where, tiles)
     scratch = b.buffer("scratch", (b.config.warps,))
     out = b.variable("mean")

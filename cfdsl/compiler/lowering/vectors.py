@@ -99,6 +99,4 @@ def lower_mean_square(b: Builder, node: Node) -> None:
     """This slice's term of the mean square of a row, in a variable."""
     x = node.args[0]
     cols = b.local(x)[-1]
-    if cols % 8:
-        raise NotLowered(op="mean_square", why=f"a slice of {cols} elements is not a multiple of 8", src=node.src)
     b.values[node] = Scalar(mean_square(b, x, node, Where(), row_tiles(cols, b.config.warps)))

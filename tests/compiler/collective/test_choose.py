@@ -89,6 +89,8 @@ def test_every_mistake_of_a_request_at_once() -> None:
         choose(Collective("reduce", "sum", 8, "f32", 4), PART)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="at least 4 bytes, got 1 x 2 bytes"):
         choose(Collective("reduce", "sum", (1,), "bf16", 2), PART)
+    with pytest.raises(ArgumentError, match="x and y have at most 268435456 elements each, got 8192 x 8 x 8192"):
+        choose(Collective("gather", "sum", (1024,), "f32", 8, clusters=8192), PART)
     with pytest.raises(ShardDoesNotDivide, match="dimension 0 of size 6 over 4 ranks"):
         choose(Collective("reduce_scatter", "sum", (6,), "f32", 4), PART)
     with pytest.raises(Errors, match=r"(?s)f32 for op='lse'.*\(heads, dim\) with dim a multiple of 4"):

@@ -129,9 +129,15 @@ def test_planted_mistakes_are_found(broken: Protocol, says: str) -> None:
         check(broken)
 
 
-def test_bulk_copies_from_two_sources_in_turn() -> None:
-    in_turn, _ = place_all(sets(replace(BULK4, acts=(EARLY, *BULK4.acts)), "src", 2))
+@pytest.mark.parametrize(("kind", "enough"), [("reduce", 2), ("reduce_scatter", 2), ("gather", 2), ("broadcast", 3)])
+@pytest.mark.parametrize("size", [64, 4096], ids=["short", "long"])
+def test_bulk_copies_from_sources_in_turn(kind: str, enough: int, size: int) -> None:
+    """Callers write a source before the call. In a broadcast the root hears that a row has landed only in the call but one."""
+    whole = design(Collective(kind, "sum", (size,), "f32", 4), "bulk").protocol
+    rewritten = replace(whole, before=(), acts=(EARLY, *whole.acts))
+    in_turn, _ = place_all(sets(rewritten, "src", enough))
     check(in_turn)
+    assert "src is overwritten while a bulk copy still reads it" in found(sets(rewritten, "src", enough - 1))
 
 
 @pytest.mark.parametrize(("kind", "algorithm"), [(k, a) for k, a, op, ranks in everything() if op == "sum" and ranks == 4])
