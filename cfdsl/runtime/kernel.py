@@ -285,4 +285,4 @@ class Kernel:
         return {"source": self._source_path, **{kind: self._entry.path(kind) for kind in ("object", "ptx", "cubin")}}
 
     def __repr__(self) -> str:
-        return f"<Kernel {self.name}: {self.plan.model}, {self.plan.dtype}, {self.plan.mesh}, {self.part.name}>"
+        return f"<Kernel {self.name}: {self.plan.model and f'{self.plan.model}, '}{self.plan.dtype}, {self.plan.mesh}, {self.part.name}>"

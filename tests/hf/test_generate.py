@@ -98,10 +98,11 @@ def test_without_a_gpu_only_the_oracle_generates(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        (("--top-p", "7"), "--top-p got '7.0', which is not a probability above 0, up to 1"),
         (("--top-k", "5"), "--temperature got '0', which is not above 0 where --top-k or --top-p are given"),
         (("-n", "1000"), "--max-new-tokens got '1000', which is not at most"),
         (("--prompt", ""), "--prompt got '', which is not a text of at least one token"),
-        (("--temperature", "1", "--top-p", "0"), "'top_p' must be a probability above 0"),
+        (("--temperature", "1", "--top-p", "0"), "--top-p got '0.0', which is not a probability above 0, up to 1"),
     ],
 )
 def test_options_that_cannot_be(folder: Path, arguments: tuple[str, ...], text: str) -> None:
