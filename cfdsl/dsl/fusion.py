@@ -33,6 +33,14 @@ class Peer:
     make: Spec
 
 
+def expect_fusion(given: object) -> None:
+    """Raise ArgumentError for anything but a Fusion, such as a name of one or a function without `@fusion`."""
+    if not isinstance(given, Fusion):
+        got = repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
+        advice = "import the fusion, as in `from fusions.lm_head import lm_head`, or decorate the function of the spec with @cf.fusion"
+        raise ArgumentError(argument="fusion", expected="a fusion", got=got, advice=advice)
+
+
 class Fusion:
     """A spec that can be traced for any model, batch and dtype.
 
