@@ -111,9 +111,9 @@ def test_overrides_that_no_kernel_can_have(overrides: dict[str, int], error: typ
 def test_every_error_of_the_compiler_names_the_users_line() -> None:
     @cf.fusion
     def doubled(m: cf.ModelConfig, batch: int) -> cf.Outputs:
-        x = cf.input("x", (batch, m.hidden))
-        return cf.outputs(y=cf.concat([x, x], dim=1))
+        x = cf.input("x", (batch, 2, m.hidden))
+        return cf.outputs(y=cf.concat([x, x], dim=2))
 
     with pytest.raises(CfdslError) as caught:
         lower(doubled, LLAMA, 1, "bf16", H100_SXM, {"clusters": 1, "cluster_size": 1})
-    assert "cf.concat([x, x], dim=1)" in str(caught.value)
+    assert "cf.concat([x, x], dim=2)" in str(caught.value)
