@@ -13,7 +13,7 @@ from plain_decoder import PlainDecoder
 from runner import run
 from tiny import tiny
 
-from cfdsl.errors import ModelUnsupported, UnknownModel, WeightsUnusable
+from cfdsl.errors import ArgumentError, ModelUnsupported, UnknownModel, WeightsUnusable
 from cfdsl.hf.generation import FolderSource, find_source
 from cfdsl.hf.text import Bytes, FolderVocabulary, stream
 from cfdsl.hf.weights import end_tokens, folder_weights, random_weights
@@ -119,6 +119,8 @@ def test_sources(folder: Path, tmp_path: Path) -> None:
     assert find_source("llama-2-7b").random
     with pytest.raises(UnknownModel):
         find_source("llama-2-70b")
+    with pytest.raises(ArgumentError, match="argument 'model' must be a .gguf file that exists, got 'nowhere.gguf'"):
+        find_source("nowhere.gguf")
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}, "eos_token_id": 7}))
     with pytest.raises(ModelUnsupported, match="its weights are quantised"):
