@@ -8,6 +8,7 @@ import typer
 
 from cfdsl.cli import bench, cache_cmd, compile_cmd, explain, generate, listings, show
 from cfdsl.cli.console import print_error
+from cfdsl.cli.spec_failure import spec_failure
 from cfdsl.errors import CfdslError
 
 app = typer.Typer(
@@ -55,3 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # `| head`
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:
+        told = spec_failure(error)
+        if state["debug"] or told is None:
+            raise
+        print_error(told)
+        sys.exit(1)

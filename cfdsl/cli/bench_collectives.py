@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cfdsl.cli.complaints import BadOption, NeedsGpu
+from cfdsl.cli.complaints import BadOption, NeedsGpu, OptionsConflict
 from cfdsl.cli.console import console
 from cfdsl.errors import CfdslError, raise_all
 
@@ -53,7 +53,7 @@ def bench_collectives(
     from cfdsl.runtime.exchange_bench.cases import ALGORITHMS, OPERATORS, grids
 
     if quick and full:
-        raise BadOption(option="--full", value="--quick --full", expected="given without --quick")
+        raise OptionsConflict(option="--full", other="--quick", reason="one measures all, the other as little as possible")
     mistakes: list[CfdslError] = []
     axes = {
         "cluster_sizes": numbers("--cluster-sizes", cluster_sizes, mistakes, lambda n: n in SIZES, f"cluster sizes of {listed(SIZES)}"),

@@ -20,6 +20,26 @@ class UnknownName(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
+class NoSuchFusion(CfdslError):
+    """FILE.py:NAME of a file, or of a name in it, that is not there."""
+
+    spot: str
+    problem: str
+    advice: str
+    _says = "there is no fusion {spot!r}: {problem}."
+    _remedy = "{advice}."
+
+
+@dataclass(eq=False, kw_only=True)
+class SpecFailed(CfdslError):
+    """Python raised something in the user's own file: while it was imported, or while a spec in it was traced."""
+
+    error: str
+    _says = "the file of the spec raised {error}."
+    _remedy = "mend that line; with --debug the whole traceback is shown."
+
+
+@dataclass(eq=False, kw_only=True)
 class BadOption(CfdslError):
     """An option of the command line has a value that it cannot have."""
 
@@ -28,6 +48,17 @@ class BadOption(CfdslError):
     expected: str
     _says = "{option} got {value!r}, which is not {expected}."
     _remedy = "give {option} {expected}."
+
+
+@dataclass(eq=False, kw_only=True)
+class OptionsConflict(CfdslError):
+    """Two options of the command line that mean nothing together."""
+
+    option: str
+    other: str
+    reason: str
+    _says = "{option} cannot be given with {other}: {reason}."
+    _remedy = "leave one of them out."
 
 
 @dataclass(eq=False, kw_only=True)

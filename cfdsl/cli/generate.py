@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from cfdsl.cli.complaints import BadOption, GenerateNeedsGpu
+from cfdsl.cli.complaints import BadOption, GenerateNeedsGpu, OptionsConflict
 from cfdsl.cli.console import console
 from cfdsl.cli.request import Dtype
 from cfdsl.cli.traced import save_step
@@ -43,10 +43,12 @@ def generate(
     """Continue a prompt with a whole model, one token per step."""
     from cfdsl.cli.gpu import gpu_part
 
+    if not 0 < top_p <= 1:
+        raise BadOption(option="--top-p", value=str(top_p), expected="a probability above 0, up to 1")
     if temperature == 0 and (top_k or top_p < 1):
         raise BadOption(option="--temperature", value="0", expected="above 0 where --top-k or --top-p are given")
     if backend == "oracle" and trace is not None:
-        raise BadOption(option="--trace", value=str(trace), expected="left out with --backend oracle: only kernels have a timeline")
+        raise OptionsConflict(option="--trace", other="--backend oracle", reason="only kernels have a timeline")
     if backend == "kernel" and gpu_part() is None:
         raise GenerateNeedsGpu()
     from cfdsl.hf.generation import Sampling, find_source

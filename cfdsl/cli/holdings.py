@@ -197,7 +197,7 @@ def reads_of(node: Node, placed: Placed) -> list[Read]:
             found.append(Read(f"{name}_k, {name}_v", f"1/{_ways(node, arg, placed)}"))
         elif node.op == "linear" and arg is node.args[1]:
             found.append(Read(name, f"1/{_ways(node, arg, placed)}"))
-        elif node.op == "rope" and len(leaf.type.shape) == 2:
+        elif (node.op == "rope" and len(leaf.type.shape) == 2) or (node.op == "embedding" and arg is node.args[1]):
             found.append(Read(name, "row"))
         elif leaf.type.dtype != "i32":
             found.append(Read(name, _pointwise_share(node, arg, placed)))

@@ -69,6 +69,7 @@ def config_panel(config: dict[str, Any], choice: dict[str, Any]) -> Panel:
     held = "no ring"
     if ring:
         held = f"ring {ring['stages']} x {size(ring['stage_bytes'])} = {size(ring['bytes'])}, {plural(ring['window'], 'tile')} in flight"
+        held += f", {ring['early']} of them behind a grid barrier to come" if ring["early"] else ""
     flags = [name for name in ("pdl", "multicast", "evict_first", "stamp_cluster") if config[name]]
     clusters = f"{plural(config['clusters'], 'cluster')}{_shared(config)} of {config['cluster_size']}"
     facts = (

@@ -74,6 +74,7 @@ def config_record(config: Config, plan: KernelPlan) -> dict[str, Any]:
     if plan.ring:
         flight = plan.ring.window or plan.ring.stages
         ring = {"stages": plan.ring.stages, "stage_bytes": plan.ring.stage_bytes, "bytes": plan.ring.bytes, "window": flight}
+        ring["early"] = plan.ring.early
     return {**asdict(config), "ctas": config.ctas, "threads": plan.threads, "ring": ring, "smem_bytes": plan.smem_bytes}
 
 
@@ -115,7 +116,8 @@ def why(fit: list[dict[str, Any]], overrides: dict[str, Any]) -> str:
     elif fastest is not chosen:
         text = (
             f"Estimated at {chosen['time_us']:.1f} us. {plural(len(fit), 'config')} fit, the least estimate is {fastest['time_us']:.1f} us;"
-            f" within {RESOLUTION:.0%} estimates count as equal, and room for the next launch beside it decides, then the smaller cluster."
+            f" within {RESOLUTION:.0%} estimates count as equal, and these decide: room for the next launch beside it, nothing read twice,"
+            " fewer splits, the smaller cluster."
         )
     size = chosen["config"]["cluster_size"]
     other = min((row for row in fit if row["config"]["cluster_size"] != size), key=lambda row: row["time_us"], default=None)

@@ -61,6 +61,10 @@ class Request:
         return f"Compiling for {self.part.name}, as --part says."
 
 
+def _flag(names: str, text: str) -> Any:
+    return Annotated[bool | None, typer.Option(names, help=text, rich_help_panel="Schedule", show_default=False)]
+
+
 PARAMETERS: dict[str, Any] = {
     "fusion": Annotated[str, typer.Argument(help="A shipped fusion, or FILE.py:NAME of your own.", show_default=False)],
     "model": Annotated[str, typer.Option("--model", "-m", help="A preset, or the path of a Hugging Face config.json.", show_default=False)],
@@ -71,7 +75,7 @@ PARAMETERS: dict[str, Any] = {
     ],
     "kv_len": Annotated[int, typer.Option(min=0, help="Cached tokens that estimates, pictures and runs are for.")],
     "option": Annotated[list[str] | None, typer.Option("--option", "-o", help="An option of the fusion, KEY=VALUE.", show_default=False)],
-    "clusters": Annotated[int | None, typer.Option(min=1, rich_help_panel="Schedule", show_default=False)],
+    "clusters": Annotated[int | None, typer.Option(min=1, help="Of the launch.", rich_help_panel="Schedule", show_default=False)],
     "cluster_size": Annotated[int | None, typer.Option(min=1, help="CTAs of a cluster.", rich_help_panel="Schedule", show_default=False)],
     "splits": Annotated[
         int | None, typer.Option(min=1, help="Clusters that share a unit's tokens.", rich_help_panel="Schedule", show_default=False)
@@ -86,13 +90,13 @@ PARAMETERS: dict[str, Any] = {
         typer.Option(min=0, help="Of them, what a grid barrier must precede; 0: all.", rich_help_panel="Schedule", show_default=False),
     ],
     "warps": Annotated[int | None, typer.Option(min=1, help="Consumer warps.", rich_help_panel="Schedule", show_default=False)],
-    "ctas_per_sm": Annotated[int | None, typer.Option(min=1, rich_help_panel="Schedule", show_default=False)],
-    "pdl": Annotated[bool | None, typer.Option("--pdl/--no-pdl", rich_help_panel="Schedule", show_default=False)],
-    "multicast": Annotated[bool | None, typer.Option("--multicast/--no-multicast", rich_help_panel="Schedule", show_default=False)],
-    "evict_first": Annotated[bool | None, typer.Option("--evict-first/--no-evict-first", rich_help_panel="Schedule", show_default=False)],
-    "stamp_cluster": Annotated[
-        bool | None, typer.Option("--stamp-cluster/--no-stamp-cluster", rich_help_panel="Schedule", show_default=False)
+    "ctas_per_sm": Annotated[
+        int | None, typer.Option(min=1, help="CTAs that must fit on an SM together.", rich_help_panel="Schedule", show_default=False)
     ],
+    "pdl": _flag("--pdl/--no-pdl", "Begin while the launch before ends."),
+    "multicast": _flag("--multicast/--no-multicast", "One load per cluster of what all ranks read."),
+    "evict_first": _flag("--evict-first/--no-evict-first", "L2 evict-first on weights."),
+    "stamp_cluster": _flag("--stamp-cluster/--no-stamp-cluster", "Tell ptxas the cluster size."),
 }
 DEFAULTS = {"batch": 1, "dtype": "bf16", "kv_len": 4096}
 

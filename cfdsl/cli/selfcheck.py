@@ -50,7 +50,7 @@ def oracle_check(request: Request, mesh: Mesh) -> dict[str, Any] | None:
         "model": {name: getattr(model, name) for name in ("hidden", "heads", "kv_heads", "head_dim")},
         "mesh": {"clusters": small.clusters, "ranks": small.ranks, "splits": small.splits},
         "kv_len": tokens,
-        "note": note(request.model, model, small, tokens),
+        "note": note(request.model, model, small, tokens if graph.leaves("kv_cache") else None),
     }
 
 
@@ -97,9 +97,10 @@ def smallest_share(kv_heads: int, clusters: int) -> int:
     return 1
 
 
-def note(model: ModelConfig, checked: ModelConfig, mesh: Mesh, tokens: int) -> str:
-    """What was checked, in words."""
-    where = f"on {mesh}, {tokens} cached tokens, every rank of every cluster in turn on the CPU"
+def note(model: ModelConfig, checked: ModelConfig, mesh: Mesh, tokens: int | None) -> str:
+    """What was checked, in words; `tokens` in the cache, None where there is none."""
+    cached = "" if tokens is None else f", {tokens} cached tokens"
+    where = f"on {mesh}{cached}, every rank of every cluster in turn on the CPU"
     if checked is model:
         return f"Checked at full size {where}."
     if checked.kv_heads == model.kv_heads:

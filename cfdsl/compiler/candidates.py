@@ -131,7 +131,7 @@ def refused_by_part(graph: Graph, part: Part, config: Config, waits_for_grid: bo
         resident = part.resident(size, config.ctas_per_sm)
         at = f"of {size} at {config.ctas_per_sm} CTA{'s' * (config.ctas_per_sm > 1)}/SM"
         if resident is None:
-            reasons.append(f"not known how many clusters {at} run at once on {part.name}; the grid barrier needs all: ask the device")
+            reasons.append(f"residency unknown: how many clusters {at} {part.name} holds; the grid barrier needs all: ask the device")
         elif clusters > resident:
             reasons.append(f"not resident: {clusters} clusters {at}, {part.name} holds {resident}; the grid barrier would deadlock")
     finest = finest_slices(graph)

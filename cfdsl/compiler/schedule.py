@@ -37,7 +37,7 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
         for name in (name for name, output in placed.graph.outputs if output is node):
             store(b, node, name)  # at once: a store ahead of an exchange need not wait for it
     if b.flags:
-        b.step("flags", "tell the host of lengths and positions that were out of range", flags=tuple(b.flags))
+        b.step("flags", "tell the host of what was out of range", flags=tuple(b.flags))
     if config.multicast:
         gather_shared(b)
     ring = _ring(b) if b.streams else None

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cfdsl.dsl.graph import Graph
 from cfdsl.dsl.trace import trace, tracing
-from cfdsl.errors import ArgumentError, TraceError, UnknownOption
+from cfdsl.errors import ArgumentError, TraceError, UnknownOption, raise_all
 from cfdsl.models import ModelConfig, resolve
 
 DTYPES = {"bf16": "bf16", "bfloat16": "bf16", "f16": "f16", "fp16": "f16", "float16": "f16"}
@@ -31,6 +31,14 @@ class Peer:
     variant: str
     compile: bool
     make: Spec
+
+
+def expect_fusion(given: object) -> None:
+    """Raise ArgumentError for anything but a Fusion, such as a name of one or a function without `@fusion`."""
+    if not isinstance(given, Fusion):
+        got = repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
+        advice = "import the fusion, as in `from fusions.lm_head import lm_head`, or decorate the function of the spec with @cf.fusion"
+        raise ArgumentError(argument="fusion", expected="a fusion", got=got, advice=advice)
 
 
 class Fusion:
@@ -68,11 +76,12 @@ class Fusion:
         return trace(self.name, DTYPES[dtype], lambda: self.fn(model, batch, **options))
 
     def check_options(self, options: dict[str, Any]) -> None:
-        """Raise UnknownOption for an option that the fusion does not have, or a value that an option does not take."""
-        for option, value in options.items():
-            choices = self.choices.get(option)
-            if option not in self.options or (choices and value not in choices):
-                raise UnknownOption(fusion=self.name, option=option, value=repr(value), known=self._known())
+        """Raise UnknownOption for each option that the fusion does not have, and each value that an option does not take."""
+        raise_all(
+            UnknownOption(fusion=self.name, option=option, value=repr(value), known=self._known())
+            for option, value in options.items()
+            if option not in self.options or (self.choices.get(option) and value not in self.choices[option])
+        )
 
     def _known(self) -> str:
         each = (f"{name} ({', '.join(map(repr, self.choices.get(name, (default,))))})" for name, default in self.options.items())

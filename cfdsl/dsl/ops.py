@@ -10,7 +10,7 @@ from typing import Any
 
 from cfdsl.dsl.graph import FLOATS, Dim, Src, Type
 from cfdsl.dsl.source import user_line
-from cfdsl.dsl.trace import Tracer, current
+from cfdsl.dsl.trace import Tracer, current, describe
 from cfdsl.dsl.type_rules import is_cache, is_weight
 from cfdsl.dsl.values import Axis, Outputs, Value
 from cfdsl.errors import ArgumentError, CfdslError, DuplicateName, TraceError
@@ -81,21 +81,31 @@ def merge_heads(x: Value) -> Value:
 
 def split(x: Value, sizes: Sequence[int], dim: int) -> tuple[Value, ...]:
     """Pieces of the given sizes along an unsharded dimension."""
-    sizes = tuple(sizes)
-    return current("split").values("split", (x,), {"sizes": sizes, "dim": _positive(x, dim)}, len(sizes), ("x",))
+    tracer = current("split")
+    sizes = _several("sizes", sizes, "the sizes of all pieces")
+    return tracer.values("split", (x,), {"sizes": sizes, "dim": _positive(x, dim)}, len(sizes), ("x",))
 
 
 def concat(xs: Sequence[Value], dim: int) -> Value:
     """Values put together along an unsharded dimension."""
-    xs = tuple(xs)
+    tracer = current("concat")
+    xs = _several("xs", xs, "one or several values")
     if not xs:
         raise ArgumentError(argument="xs", expected="one or several values", got="none", src=user_line())
-    return current("concat").value("concat", xs, {"dim": _positive(xs[0], dim)})
+    return tracer.value("concat", xs, {"dim": _positive(xs[0], dim)})
 
 
 def reshape(x: Value, shape: Sequence[int]) -> Value:
     """A view of another shape with as many elements; sharded dimensions must survive."""
-    return current("reshape").value("reshape", (x,), {"shape": tuple(shape)}, ("x",))
+    tracer = current("reshape")
+    return tracer.value("reshape", (x,), {"shape": _several("shape", shape, "the sizes of all dimensions")}, ("x",))
+
+
+def _several(argument: str, given: Any, expected: str) -> tuple[Any, ...]:
+    """A tuple of what the user may have written as one thing without brackets."""
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ArgumentError(argument=argument, expected=f"a list or tuple of {expected}", got=describe(given), src=user_line())
+    return tuple(given)
 
 
 def _positive(x: object, dim: int) -> int:
@@ -277,6 +287,8 @@ def outputs(**values: Value) -> Outputs:
 
 def _bad_output(tracer: Tracer, name: str, value: object, src: Src) -> CfdslError | None:
     expected = "a floating-point value of the spec"
+    if not name.isidentifier():  # `outputs(**{...})`
+        return ArgumentError(argument="name", expected="a Python identifier", got=repr(name), src=src)
     if not isinstance(value, Value) or value.tracer is not tracer:
         return ArgumentError(argument=name, expected=expected, got=type(value).__name__, src=src)
     if name in tracer.names:

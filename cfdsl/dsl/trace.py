@@ -59,7 +59,7 @@ class Tracer:
             advice = "make every value inside of the fusion that uses it"
             return TraceError(problem=f"{op} was given a value of another trace", advice=advice, src=user_line())
         advice = f"{op} takes values: inputs, weights and what is computed from them"
-        return ArgumentError(argument=name, expected="a value of the spec", got=_describe(arg), advice=advice, src=user_line())
+        return ArgumentError(argument=name, expected="a value of the spec", got=describe(arg), advice=advice, src=user_line())
 
     def _intern(self, call: Call, types: tuple[Type, ...]) -> Node:
         assert call.src is not None
@@ -166,9 +166,10 @@ class clusters:
         self._tracer.axis = None
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
+    """What an argument is, in the words of an error."""
     text = repr(value)
     return f"{type(value).__name__} {text}" if len(text) <= 40 else type(value).__name__
 
 
-__all__ = ["Poisoned", "Tracer", "clusters", "current", "trace", "tracing"]
+__all__ = ["Poisoned", "Tracer", "clusters", "current", "describe", "trace", "tracing"]

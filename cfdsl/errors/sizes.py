@@ -73,11 +73,15 @@ class WeightsMismatch(CfdslError):
 
     model: str
     problems: Sequence[str]
+    _shown = 24  # of hundreds in a whole model, of which a screen holds as many
     _remedy = "pass the tensors of the model's Hugging Face state_dict, in the decoder's dtype and all on its device."
 
     @property
     def message(self) -> str:
-        return f"these are not the weights of {self.model}:" + "".join(f"\n  - {problem}" for problem in self.problems)
+        shown = list(self.problems[: self._shown])
+        if len(self.problems) > len(shown):
+            shown.append(f"and {len(self.problems) - len(shown)} more; `problems` of this error has all")
+        return f"these are not the weights of {self.model}:" + "".join(f"\n  - {problem}" for problem in shown)
 
 
 @dataclass(eq=False, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cfdsl.errors import PackageMissing
+from cfdsl.errors import ArgumentError, PackageMissing
 from cfdsl.hf.session import decoder_class
 from cfdsl.hf.step_trace import REPLAYS, trace_step, traced
 from cfdsl.hf.text import Bytes, FolderVocabulary, Vocabulary
@@ -33,11 +33,16 @@ class Source(Protocol):
 
 
 def find_source(name: str) -> Source:
-    """A preset by name, a .gguf file, else a folder (or the config.json in it). Raises UnknownModel, ModelUnsupported, PackageMissing."""
+    """A preset by name, a .gguf file, else a folder (or the config.json in it).
+
+    Raises UnknownModel, ArgumentError (a .gguf file that is not there), ModelUnsupported, PackageMissing.
+    """
     path = Path(name)
     if name in PRESETS:
         return PresetSource(PRESETS[name])
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ArgumentError(argument="model", expected="a .gguf file that exists", got=repr(name))
         return GgufSource(path)
     return FolderSource(path)
 

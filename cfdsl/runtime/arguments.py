@@ -39,7 +39,8 @@ def in_order(specs: Sequence[Arg], args: Sequence[Any], kwargs: Mapping[str, Any
 def describe(spec: Arg) -> str:
     """An argument in words: dtype and shape, as an error says what was expected."""
     shape = ", ".join(map(str, spec.shape)) + ("," if len(spec.shape) == 1 else "")
-    return f"a {_short(DTYPES[spec.dtype])} tensor of shape ({shape})"
+    dtype = _short(DTYPES[spec.dtype])
+    return f"{'an' if dtype[0] in 'aeiou' else 'a'} {dtype} tensor of shape ({shape})"
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.parts import Part, part_named
 from cfdsl.compiler.plan import KernelPlan
-from cfdsl.dsl.fusion import Fusion
+from cfdsl.dsl.fusion import Fusion, expect_fusion
 from cfdsl.errors import ColdCompileInCapture, UnknownOption, raise_all
 from cfdsl.models import ModelConfig, resolve
 from cfdsl.runtime import artifacts, device, toolchain
@@ -54,6 +54,7 @@ def compile(
     fusion (its dataflows) and fields of Config that the cost model shall not choose. `sizes`: what the cost model shall assume for
     named sizes, such as {"tokens": 16384}. Equal requests give the same Kernel object.
     """
+    expect_fusion(fusion)
     target = device.part_at_hand() if part is None else part_named(part) if isinstance(part, str) else part
     options = {name: value for name, value in settings.items() if name in fusion.options}
     overrides = {name: value for name, value in settings.items() if name not in options}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from cfdsl.compiler.collective.choose import candidates
+from cfdsl.compiler.collective.choose import asked_wrongly, candidates
 from cfdsl.compiler.collective.request import Collective, mistakes
 from cfdsl.compiler.parts import Part, part_named
-from cfdsl.errors import raise_all
+from cfdsl.errors import CfdslError, raise_all
 from cfdsl.runtime import device, toolchain
 from cfdsl.runtime.build import from_lowered
 from cfdsl.runtime.kernel import Kernel
+
+ANY_PART = "h100-sxm"  # to say what is wrong with a request on whatever it will run
 
 
 class CollectiveKernel(Kernel):
@@ -64,8 +66,8 @@ def collective(
 
     Every rank gets the same bits, and the same on each run. Raises one error with everything that is wrong.
     """
-    target = device.part_at_hand() if part is None else part_named(part) if isinstance(part, str) else part
     request = Collective(kind, op, _shape(shape), dtype, cluster, clusters, repeat, timed)
+    target = _target(request, algorithm, part)
     toolchain.default_arch(target.arch)  # before what follows: lowering imports what knows CuTe DSL
     from cfdsl.compiler.collective.lower import lower_collective
 
@@ -84,6 +86,15 @@ def collective_algorithms(
     raise_all(mistakes(request, target))
     found = [c for c in candidates(request, target) if c.cycles is not None]
     return tuple(c.algorithm for c in sorted(found, key=lambda c: c.cycles or 0.0))
+
+
+def _target(request: Collective, algorithm: str | None, part: Part | str | None) -> Part:
+    """The part to compile for. Where there is none, that and whatever is wrong with the request on any part is raised at once."""
+    try:
+        return device.part_at_hand() if part is None else part_named(part) if isinstance(part, str) else part
+    except CfdslError as error:
+        raise_all([*asked_wrongly(request, part_named(ANY_PART), algorithm), error])
+        raise
 
 
 def _shape(shape: Any) -> Any:

@@ -14,7 +14,7 @@ from cfdsl.compiler.config import Config
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import Arg, KernelPlan
 from cfdsl.dsl.interpret import Traffic, count_traffic
-from cfdsl.errors import ColdCompileInCapture, NotResident, raise_all
+from cfdsl.errors import ColdCompileInCapture, NoTarget, NotResident, raise_all
 from cfdsl.runtime import artifacts, device, preload, toolchain, torch_op
 from cfdsl.runtime.arguments import DTYPES, argument_errors, check_arguments, in_order, unchecked_strides
 from cfdsl.runtime.cache import Entry
@@ -145,10 +145,13 @@ class Kernel:
     def prepare(self, index: int | None = None) -> None:
         """Get ready on CUDA device `index` (default: the current one), as the first call does: load, check residency, allocate.
 
-        ColdCompileInCapture while a CUDA graph is captured; NotResident if a grid barrier could wait for clusters that have no room.
+        NoTarget without a GPU; ColdCompileInCapture while a CUDA graph is captured; NotResident if a grid barrier could wait for clusters
+        that have no room.
         """
         import tvm_ffi
 
+        if index is None and not torch.cuda.is_available():
+            raise NoTarget(needs=f"a GPU to run kernels on (this one was compiled for {self.part.name})")
         index = torch.cuda.current_device() if index is None else index
         if index not in self._workspaces:
             if device.capturing():
@@ -285,4 +288,4 @@ class Kernel:
         return {"source": self._source_path, **{kind: self._entry.path(kind) for kind in ("object", "ptx", "cubin")}}
 
     def __repr__(self) -> str:
-        return f"<Kernel {self.name}: {self.plan.model}, {self.plan.dtype}, {self.plan.mesh}, {self.part.name}>"
+        return f"<Kernel {self.name}: {self.plan.model and f'{self.plan.model}, '}{self.plan.dtype}, {self.plan.mesh}, {self.part.name}>"

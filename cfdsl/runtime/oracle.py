@@ -11,7 +11,7 @@ import torch
 from cfdsl.compiler.plan import Arg
 from cfdsl.compiler.signature import signature
 from cfdsl.compiler.traffic import leaf_of
-from cfdsl.dsl.fusion import Fusion
+from cfdsl.dsl.fusion import Fusion, expect_fusion
 from cfdsl.dsl.graph import Graph, Node
 from cfdsl.dsl.interpret import Traffic, count_traffic, interpret
 from cfdsl.dsl.place import PlacedGraph, place
@@ -77,6 +77,7 @@ def oracle(fusion: Fusion, model: ModelConfig | str, batch: int = 1, dtype: str 
     clusters of two ranks where the fusion can be placed on them, so that every collective moves something.
     Raises UnknownOption, or the reason why the fusion cannot be placed on what was given.
     """
+    expect_fusion(fusion)
     options = {name: value for name, value in settings.items() if name in fusion.options}
     mesh = {name: value for name, value in settings.items() if name not in options}
     known = f"{', '.join(fusion.options) or 'none'}; fields of the mesh are: {', '.join(MESH)}"

@@ -36,7 +36,7 @@ def cache_errors(
     """The caller's caches: a pair per layer, each (1, kv_heads, capacity, head_dim)."""
     shape = (1, model.kv_heads, capacity, model.head_dim)
     if len(caches) != model.layers:
-        yield _argument("caches", f"{model.layers} pairs, one per layer", f"{len(caches)} of them")
+        yield cf.errors.ArgumentError(argument="caches", expected=f"{model.layers} pairs, one per layer", got=f"{len(caches)} of them")
     batches = {cache.shape[0] for pair in caches for cache in pair if cache.dim() == 4}
     for batch in sorted(batches - {1}):
         yield cf.errors.BatchUnsupported(batch=batch)
@@ -48,8 +48,13 @@ def cache_errors(
                 yield cf.errors.ArgumentError(argument=f"caches[{layer}] {name}", expected=what, got=got)
 
 
-def generate_errors(model: cf.ModelConfig, capacity: int, prompt: Any, new: int) -> Iterator[cf.CfdslError]:
-    """A prompt that is not one sequence of the model's tokens, or has no room together with the new ones."""
+def generate_errors(model: cf.ModelConfig, capacity: int, prompt: Any, new: int, sampler: Any = None) -> Iterator[cf.CfdslError]:
+    """A prompt that is not one sequence of the model's tokens, or has no room together with the new ones; a sampler that is none."""
+    if sampler is not None and not callable(sampler):
+        yield _argument("sampler", "None or a function of logits, such as fusions.decoder.Sampler(temperature=0.8)", sampler)
+    if isinstance(prompt, str):
+        yield _argument("prompt_ids", "tokens, which a tokenizer makes of a text", prompt)
+        return
     if isinstance(prompt, Tensor) and prompt.dim() == 2 or any(isinstance(row, (list, tuple)) for row in prompt):
         if len(prompt) == 1:
             yield cf.errors.ArgumentError(argument="prompt_ids", expected="a flat sequence of tokens", got="a batch of one such sequence")

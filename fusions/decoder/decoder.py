@@ -92,7 +92,13 @@ class Decoder:
             launch()
 
     def capture(self, advance: bool = True) -> Callable[[], None]:
-        """Record `step` (and `advance`) in a CUDA graph. Returns what replays it on the current stream; runs nothing now."""
+        """Record `step` (and `advance`) in a CUDA graph. Returns what replays it on the current stream; runs nothing now.
+
+        Raises ArgumentError with backend "oracle", which launches nothing that could be recorded.
+        """
+        if self.backend == "oracle":
+            expected = "'kernel' for capture(): a CUDA graph is of kernels"
+            raise cf.errors.ArgumentError(argument="backend", expected=expected, got=repr(self.backend), advice="call step() instead")
         self._warm_up()
         return capture(self.step_and_advance if advance else self.step, self.runners.values(), self.device)
 
@@ -124,7 +130,7 @@ class Decoder:
         an `eos` the caches hold one token more than was yielded. Raises all that is wrong here and now: CapacityExceeded where the
         prompt and the new tokens have no room, BatchUnsupported, ArgumentError.
         """
-        cf.errors.raise_all(generate_errors(self.model, self.capacity, prompt_ids, max_new_tokens))
+        cf.errors.raise_all(generate_errors(self.model, self.capacity, prompt_ids, max_new_tokens, sampler))
         ends = frozenset(() if eos is None else (eos,) if isinstance(eos, int) else eos)
         return self._generate([int(token) for token in prompt_ids], max_new_tokens, sampler, ends, prefill)
 

@@ -60,10 +60,14 @@ def weight_shapes(model: cf.ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def weight_errors(model: cf.ModelConfig, weights: Mapping[str, Tensor], dtype: str, device: str | None) -> list[cf.CfdslError]:
-    """One WeightsMismatch that lists everything wrong with `weights`, or nothing. Names beyond those needed do no harm.
+    """One WeightsMismatch that lists everything wrong with `weights`, or nothing; names beyond those needed do no harm. ArgumentError if
+    they are no mapping.
 
     device   the type of device they must be on; None: any, but all on one
     """
+    given: object = weights  # whatever a caller passed
+    if not isinstance(given, Mapping):
+        return [cf.errors.ArgumentError(argument="weights", expected="a mapping of names to tensors", got=type(given).__name__)]
     problems = [f"{name}: {fault}" for name, fault in _faults(model, weights, DTYPES[dtype], device)]
     return [cf.errors.WeightsMismatch(model=model.name, problems=problems)] if problems else []
 
@@ -76,6 +80,10 @@ def _faults(
         tensor = weights.get(name)
         if tensor is None:
             yield name, f"missing, of shape {shape}"
+            continue
+        given: object = tensor
+        if not isinstance(given, Tensor):
+            yield name, f"it is no tensor, but {type(given).__name__}"
             continue
         if tuple(tensor.shape) != shape:
             yield name, f"its shape is {tuple(tensor.shape)}, it must be {shape}"

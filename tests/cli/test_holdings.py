@@ -7,6 +7,7 @@ import cfdsl as cf
 from cfdsl.cli.holdings import LEAVES, VIEWS, Read, Slice, local_shape, local_slices, names_of, reads_of
 from cfdsl.dsl.placement import R
 from fusions.attention_block import attention_block
+from fusions.embedding import embedding
 from fusions.rms_norm import rms_norm
 
 
@@ -90,6 +91,11 @@ def test_what_one_cta_reads_from_memory() -> None:
     assert Read("cache_k, cache_v", "1/64") in found
     assert Read("wo", "1/64") in found
     assert Read("x", "all") in found
+
+
+def test_of_an_embedding_table_a_row_is_read() -> None:
+    placed = cf.place(embedding.trace("llama-2-7b"), cf.Mesh(1, 2))
+    assert [read for node in placed.graph.nodes for read in reads_of(node, placed)] == [Read("table", "row")]
 
 
 def test_clusters_that_share_a_head_read_the_same_weights() -> None:

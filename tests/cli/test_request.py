@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cfdsl.cli.complaints import BadOption, UnknownName
+from cfdsl.cli.complaints import BadOption, NoSuchFusion, UnknownName
 from cfdsl.cli.request import parse_options, resolve
 from cfdsl.errors import Errors, UnknownModel, UnknownPart
 
@@ -77,10 +77,21 @@ def test_a_fusion_of_the_users_own_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(TWICE)
     assert resolve(fusion=f"{file}:twice", model="llama-2-7b").fusion.name == "twice"
-    with pytest.raises(UnknownName):
+    with pytest.raises(NoSuchFusion) as caught:
         resolve(fusion=f"{file}:thrice", model="llama-2-7b")
-    with pytest.raises(UnknownName):
-        resolve(fusion=f"{tmp_path}/other.py:twice", model="llama-2-7b")
+    assert str(caught.value) == f"there is no fusion '{file}:thrice': {file} has no thrice.\n  remedy: its fusions are: twice."
+    with pytest.raises(NoSuchFusion, match="cf of .* is no fusion, but module") as caught:
+        resolve(fusion=f"{file}:cf", model="llama-2-7b")
+    other = f"{tmp_path}/other.py"
+    with pytest.raises(NoSuchFusion) as caught:
+        resolve(fusion=f"{other}:twice", model="llama-2-7b")
+    assert str(caught.value) == (
+        f"there is no fusion '{other}:twice': there is no file {other}.\n  remedy: give FILE.py:NAME with a file that exists, or a shipped"
+        " fusion: attention_block, embedding, ffn_block, lm_head, rms_norm."
+    )
+    for module in ("no.such", "fusions.nothing", ""):
+        with pytest.raises(NoSuchFusion, match="there is no module"):
+            resolve(fusion=f"{module}:twice", model="llama-2-7b")
 
 
 def test_a_model_from_a_config_json(tmp_path: Path) -> None:

@@ -32,7 +32,13 @@ def test_a_small_model_is_checked_as_it_is() -> None:
     found = oracle_check(request(model="smollm2-135m"), cf.Mesh(3, 2))
     assert found is not None
     assert not found["reduced"]
-    assert found["note"].startswith("Checked at full size on 3 clusters x 2 ranks")
+    assert found["note"].startswith("Checked at full size on 3 clusters x 2 ranks, 37 cached tokens, every rank of every cluster in turn")
+
+
+def test_tokens_are_told_of_caches_only() -> None:
+    found = oracle_check(request(fusion="embedding", model="smollm2-135m"), cf.Mesh(1, 2))
+    assert found is not None
+    assert "cached tokens" not in found["note"]
 
 
 def test_dataflows_are_checked_as_asked() -> None:

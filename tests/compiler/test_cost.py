@@ -361,7 +361,7 @@ def test_without_a_grid_barrier_more_clusters_run_in_waves() -> None:
 def test_unknown_residency_is_refused_only_where_it_matters() -> None:
     rows = table(part=B200)
     assert rows[32, 2, 2].refused == (
-        "not known how many clusters of 2 at 2 CTAs/SM run at once on b200; the grid barrier needs all: ask the device",
+        "residency unknown: how many clusters of 2 at 2 CTAs/SM b200 holds; the grid barrier needs all: ask the device",
     )
     assert rows[32, 1, 2].estimate
     assert table(rms_norm.trace("llama-2-7b", 1), B200)[1, 4, 1].estimate

@@ -201,6 +201,17 @@ def test_bad_tensors_are_named(name: str, value: torch.Tensor | None, text: str)
     assert str(caught.value).startswith(text)
 
 
+def test_all_bad_tensors_are_named_at_once() -> None:
+    tensors = {**ffn_tensors(), "x": torch.zeros(2, 32)}
+    del tensors["up"]
+    with pytest.raises(cf.Errors) as caught:
+        interpret(traced(ffn), tensors)
+    assert [error.message for error in caught.value.errors] == [
+        "argument 'x' must be a tensor bf16[2,32], got float32[2,32].",
+        "argument 'up' must be a tensor bf16[64,32], got nothing.",
+    ]
+
+
 def test_bad_precision() -> None:
     with pytest.raises(cf.errors.ArgumentError, match="argument 'precision' must be 'f32' or 'f64', got 'bf16'"):
         interpret(traced(ffn), ffn_tensors(), precision="bf16")

@@ -468,6 +468,21 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
         cf.errors.ArgumentError,
         "argument 'y' must be a floating-point value of the spec, got a kv_cache (it is updated in place).",
     ),
+    "a number of pieces in place of their sizes": (
+        lambda: cf.split(cf.input(*X), 2, dim=1)[0],  # type: ignore[arg-type]
+        cf.errors.ArgumentError,
+        "argument 'sizes' must be a list or tuple of the sizes of all pieces, got int 2.",
+    ),
+    "concat of one without brackets": (
+        lambda: cf.concat(cf.input("i", (1,)), 0),  # type: ignore[arg-type]
+        cf.errors.ArgumentError,
+        "argument 'xs' must be a list or tuple of one or several values, got Value <input bf16[1]>.",
+    ),
+    "a shape without brackets": (
+        lambda: cf.reshape(cf.input(*X), 64),  # type: ignore[arg-type]
+        cf.errors.ArgumentError,
+        "argument 'shape' must be a list or tuple of the sizes of all dimensions, got int 64.",
+    ),
     "an index that is no axis": (
         lambda: cf.input(*X)[0],
         cf.errors.ArgumentError,
@@ -614,6 +629,20 @@ def test_a_value_of_another_trace_is_refused() -> None:
     assert refused(second, cf.errors.TraceError) == (
         "silu was given a value of another trace.\n  remedy: make every value inside of the fusion that uses it."
     )
+
+
+def test_an_output_has_a_name_that_a_kernel_can_have() -> None:
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        return cf.outputs(**{"a b": cf.input("x", (4, 4))})
+
+    assert refused(spec, cf.errors.ArgumentError) == (
+        "argument 'name' must be a Python identifier, got 'a b'.\n  remedy: pass 'name' as a Python identifier."
+    )
+
+
+def test_all_wrong_options_are_named_at_once() -> None:
+    with pytest.raises(cf.Errors, match=r"(?s)no option gate='relu'.*no option gates='silu'"):
+        scaled.trace(MODEL, gate="relu", gates="silu")
 
 
 def test_ops_outside_of_a_fusion_are_refused() -> None:

@@ -13,7 +13,7 @@ from plain_decoder import PlainDecoder
 from runner import run
 from tiny import tiny
 
-from cfdsl.errors import ModelUnsupported, UnknownModel, WeightsUnusable
+from cfdsl.errors import ArgumentError, ModelUnsupported, UnknownModel, WeightsUnusable
 from cfdsl.hf.generation import FolderSource, find_source
 from cfdsl.hf.text import Bytes, FolderVocabulary, stream
 from cfdsl.hf.weights import end_tokens, folder_weights, random_weights
@@ -98,10 +98,11 @@ def test_without_a_gpu_only_the_oracle_generates(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
+        (("--top-p", "7"), "--top-p got '7.0', which is not a probability above 0, up to 1"),
         (("--top-k", "5"), "--temperature got '0', which is not above 0 where --top-k or --top-p are given"),
         (("-n", "1000"), "--max-new-tokens got '1000', which is not at most"),
         (("--prompt", ""), "--prompt got '', which is not a text of at least one token"),
-        (("--temperature", "1", "--top-p", "0"), "'top_p' must be a probability above 0"),
+        (("--temperature", "1", "--top-p", "0"), "--top-p got '0.0', which is not a probability above 0, up to 1"),
     ],
 )
 def test_options_that_cannot_be(folder: Path, arguments: tuple[str, ...], text: str) -> None:
@@ -118,6 +119,8 @@ def test_sources(folder: Path, tmp_path: Path) -> None:
     assert find_source("llama-2-7b").random
     with pytest.raises(UnknownModel):
         find_source("llama-2-70b")
+    with pytest.raises(ArgumentError, match="argument 'model' must be a .gguf file that exists, got 'nowhere.gguf'"):
+        find_source("nowhere.gguf")
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}, "eos_token_id": 7}))
     with pytest.raises(ModelUnsupported, match="its weights are quantised"):

@@ -74,4 +74,4 @@ def test_the_file_has_every_launch_and_the_screen_says_where(tmp_path: Path) -> 
 def test_the_oracle_has_no_timeline(tmp_path: Path) -> None:
     done = run("generate", "--model", "smollm2-135m", "--prompt", "x", "--backend", "oracle", "--trace", str(tmp_path / "t.json"))
     assert done.code != 0
-    assert "left out with --backend oracle: only kernels have a timeline" in done.err
+    assert "--trace cannot be given with --backend oracle: only kernels have a timeline" in done.err

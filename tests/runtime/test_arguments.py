@@ -53,7 +53,7 @@ def test_good_arguments_pass() -> None:
     ("name", "value", "message"),
     [
         ("x", None, "argument 'x' must be a bfloat16 tensor of shape (1, 64), got None."),
-        ("pos", 3, "argument 'pos' must be a int32 tensor of shape (1,), got a int."),
+        ("pos", 3, "argument 'pos' must be an int32 tensor of shape (1,), got a int."),
         ("x", torch.zeros(1, 64), "argument 'x' must be a bfloat16 tensor of shape (1, 64), got dtype float32."),
         ("x", torch.zeros(64, dtype=torch.bfloat16), "argument 'x' must be a bfloat16 tensor of shape (1, 64), got shape (64,)."),
         ("x", torch.zeros(1, 65, dtype=torch.bfloat16), "argument 'x' must be a bfloat16 tensor of shape (1, 64), got shape (1, 65)."),
@@ -103,7 +103,7 @@ def test_wrong_names_are_all_reported() -> None:
         "argument 'x' must be given once, got a value by position and one by name.",
         "argument 'cach_k' must be one of x, cache_k, cache_v, pos, got an unknown name.",
         "argument 'cache_k' must be a bfloat16 tensor of shape (1, 2, tokens, 64), got nothing.",
-        "argument 'pos' must be a int32 tensor of shape (1,), got nothing.",
+        "argument 'pos' must be an int32 tensor of shape (1,), got nothing.",
     ]
 
 

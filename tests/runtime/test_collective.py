@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import cfdsl as cf
-from cfdsl.errors import AlgorithmUnsupported, ArgumentError, Errors
+from cfdsl.errors import AlgorithmUnsupported, ArgumentError, Errors, NoTarget, UnknownPart
 
 PART = "h100-sxm"
 
@@ -23,6 +23,7 @@ def test_a_kernel_and_what_it_says_of_itself(own_cache: Path, forget: Callable[[
     ]  # fmt: skip
     assert (kernel.algorithm, kernel.bytes_pushed, kernel.bytes_global) == ("push", 3 * 512, 0)
     assert kernel.smem_bytes == kernel.plan.smem_bytes
+    assert repr(kernel).endswith(": f32, 2 clusters x 4 ranks, h100-sxm>")
     assert kernel.spills == 0
     assert kernel.stack == 0
     assert kernel.source.count("collectives.cluster_reduce(") == 1
@@ -74,6 +75,23 @@ def test_mistakes_need_no_compiler() -> None:
         cf.collective("allreduce", shape=(8,), cluster=2, part=PART)
     with pytest.raises(AlgorithmUnsupported):
         cf.collective("broadcast", shape=(8,), cluster=2, algorithm="doubling", part=PART)
+
+
+@pytest.mark.parametrize("part", [None, "a100"])
+def test_a_missing_target_hides_no_other_mistake(monkeypatch: pytest.MonkeyPatch, part: str | None) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(Errors) as caught:
+        cf.collective("reduce", op="average", shape=(True,), cluster="4", algorithm="ring", part=part)  # type: ignore[arg-type]
+    *asked, target = caught.value.errors
+    assert [error.message for error in asked] == [
+        "argument 'op' must be one of sum, max, min, lse, got 'average'.",
+        "argument 'cluster' must be a number of CTAs, got '4'.",
+        "argument 'shape' must be a tuple of at least one positive integer, got (True,).",
+        "argument 'algorithm' must be one of push, bulk, scatter_gather, doubling, multicast, global, or None, got 'ring'.",
+    ]
+    assert type(target) is (UnknownPart if part else NoTarget)
+    with pytest.raises((NoTarget, UnknownPart)):
+        cf.collective("reduce", shape=(4,), cluster=4, part=part)
 
 
 def test_which_algorithms() -> None:

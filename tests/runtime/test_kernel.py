@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import torch
 
+import cfdsl as cf
 from cfdsl.errors import ArgumentError, CacheFull, ColdCompileInCapture, Errors, NoTarget, NotResident, UnknownOption, UnknownPart
 from cfdsl.runtime import DamagedCacheEntry, build, compile, device, from_lowered
 from cfdsl.runtime.arguments import argument_errors
 from cfdsl.runtime.kernel import STATUS
+from fusions.rms_norm import rms_norm
 
 
 @pytest.mark.compile
@@ -146,23 +148,43 @@ def test_check_tells_arguments_and_contents_together(
     assert seen == [{"x", "cache_k", "y"}]  # what is wrong in itself is not read
 
 
-FUSION = SimpleNamespace(name="scale", options={"qkv": "rows"})
+@cf.fusion
+def scale(m: cf.ModelConfig, batch: int, *, qkv: str = "rows") -> cf.Outputs:
+    return cf.outputs(y=cf.input("x", (batch, m.hidden)))
 
 
 def test_without_a_gpu_a_part_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(NoTarget, match=r"this needs a GPU to compile for, or the name of a part \(h100-sxm, h200, .*\), found no GPU"):
-        compile(FUSION, "llama-2-7b")
+        compile(scale, "llama-2-7b")
+
+
+@pytest.mark.parametrize(("given", "got"), [("rms_norm", "'rms_norm'"), (len, "a builtin_function_or_method")])
+def test_what_is_no_fusion(given: Any, got: str) -> None:
+    for make in (compile, cf.oracle):
+        with pytest.raises(ArgumentError) as caught:
+            make(given, "llama-2-7b")  # type: ignore[operator]
+        assert str(caught.value) == (
+            f"argument 'fusion' must be a fusion, got {got}.\n  remedy: import the fusion, as in `from fusions.lm_head import lm_head`, or"
+            " decorate the function of the spec with @cf.fusion."
+        )
+
+
+@pytest.mark.compile
+def test_getting_ready_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(NoTarget, match=r"this needs a GPU to run kernels on \(this one was compiled for h100-sxm\), found no GPU"):
+        cf.compile(rms_norm, "smollm2-135m", part="h100-sxm").prepare()
 
 
 def test_unknown_part_and_unknown_settings() -> None:
     with pytest.raises(UnknownPart, match="h100-sxm"):
-        compile(FUSION, "llama-2-7b", part="h1000")
+        compile(scale, "llama-2-7b", part="h1000")
     says = "the fusion scale has no option cluster_sise=4.*\n.*options are: qkv; fields of the config are: clusters, cluster_size, "
     with pytest.raises(UnknownOption, match=says):
-        compile(FUSION, "llama-2-7b", part="h100-sxm", cluster_sise=4)
+        compile(scale, "llama-2-7b", part="h100-sxm", cluster_sise=4)
     with pytest.raises(Errors, match="2 mistakes"):
-        compile(FUSION, "llama-2-7b", part="h100-sxm", cluster_sise=4, kvq="rows")
+        compile(scale, "llama-2-7b", part="h100-sxm", cluster_sise=4, kvq="rows")
 
 
 def test_settings_are_dealt_out_to_options_and_config(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,9 +192,9 @@ def test_settings_are_dealt_out_to_options_and_config(monkeypatch: pytest.Monkey
     stages = SimpleNamespace(lower=lambda *args: seen.extend(args))
     monkeypatch.setitem(sys.modules, "cfdsl.compiler.stages", stages)
     monkeypatch.setattr(build, "from_lowered", lambda lowered: "kernel")
-    assert compile(FUSION, "llama-2-7b", 2, "f16", part="h100-sxm", sizes={"tokens": 9}, qkv="split_k", cluster_size=4) == "kernel"
+    assert compile(scale, "llama-2-7b", 2, "f16", part="h100-sxm", sizes={"tokens": 9}, qkv="split_k", cluster_size=4) == "kernel"
     fusion, model, batch, dtype, part, overrides, options, sizes = seen
-    assert (fusion, model.name, batch, dtype, part.name) == (FUSION, "llama-2-7b", 2, "f16", "h100-sxm")
+    assert (fusion, model.name, batch, dtype, part.name) == (scale, "llama-2-7b", 2, "f16", "h100-sxm")
     assert overrides == {"cluster_size": 4}
     assert options == {"qkv": "split_k"}
     assert sizes == {"tokens": 9}

@@ -238,7 +238,7 @@ def misaligned(tensor: torch.Tensor) -> torch.Tensor:
         ("norm", misaligned, "argument 'norm' must be a tensor aligned to .* bytes"),
         ("cache_k", lambda t: t[:, :, :-8], "argument 'cache_k' must be a contiguous tensor"),
         ("cache_v", lambda t: t[:, :, :-8].contiguous(), "argument 'cache_v' must be .* with tokens = 640, as in 'cache_k'"),
-        ("length", lambda t: t.long(), "argument 'length' must be a int32 tensor of shape"),
+        ("length", lambda t: t.long(), "argument 'length' must be an int32 tensor of shape"),
         ("y", lambda t: None, "argument 'y' must be .*, got None"),
     ],
 )

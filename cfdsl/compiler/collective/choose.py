@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cfdsl.compiler.collective.design import Design
@@ -35,12 +36,16 @@ def candidates(request: Collective, part: Part) -> tuple[Candidate, ...]:
     return tuple(found)
 
 
+def asked_wrongly(request: Collective, part: Part, algorithm: str | None) -> Iterator[CfdslError]:
+    """Everything that is wrong with asking for this, before any algorithm is weighed."""
+    yield from mistakes(request, part)
+    if algorithm is not None and algorithm not in ALGORITHMS:
+        yield ArgumentError(argument="algorithm", expected=f"one of {', '.join(ALGORITHMS)}, or None", got=repr(algorithm))
+
+
 def choose(request: Collective, part: Part, algorithm: str | None = None) -> tuple[Design, tuple[Candidate, ...]]:
     """The design to use, the fastest by estimate or the one that is asked for, and all that were weighed. Raises all mistakes at once."""
-    wrong: list[CfdslError] = list(mistakes(request, part))
-    if algorithm is not None and algorithm not in ALGORITHMS:
-        wrong.append(ArgumentError(argument="algorithm", expected=f"one of {', '.join(ALGORITHMS)}, or None", got=repr(algorithm)))
-    raise_all(wrong)
+    raise_all(asked_wrongly(request, part, algorithm))
     found = candidates(request, part)
     possible = {c.algorithm: c for c in found if c.design is not None and c.cycles is not None}
     if algorithm not in (*possible, None) or not possible:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import TypeGuard
 
 from cfdsl.compiler.config import CLUSTER_SIZES
 from cfdsl.compiler.parts import Part
@@ -88,13 +89,15 @@ class Collective:
 def mistakes(request: Collective, part: Part) -> Iterator[CfdslError]:
     """Everything that no algorithm could do, or that nobody could mean."""
     yield from _choices(request)
-    if request.cluster not in CLUSTER_SIZES or request.cluster > part.cluster_limit:
+    if not _whole(request.cluster):
+        yield ArgumentError(argument="cluster", expected="a number of CTAs", got=repr(request.cluster))
+    elif request.cluster not in CLUSTER_SIZES or request.cluster > part.cluster_limit:
         yield ClusterSizeUnsupported(size=request.cluster, supported=[size for size in CLUSTER_SIZES if size <= part.cluster_limit])
     for name, value in (("clusters", request.clusters), ("repeat", request.repeat)):
-        if not (isinstance(value, int) and value >= 1):
+        if not (_whole(value) and value >= 1):
             yield ArgumentError(argument=name, expected="an integer of at least 1", got=repr(value))
     shape: object = request.shape  # whatever a caller passed
-    if not isinstance(shape, tuple) or not shape or not all(isinstance(size, int) and size >= 1 for size in shape):
+    if not isinstance(shape, tuple) or not shape or not all(_whole(size) and size >= 1 for size in shape):
         yield ArgumentError(argument="shape", expected="a tuple of at least one positive integer", got=repr(request.shape))
         return
     if request.dtype in WIDTH and request.payload * request.width < LEAST_BYTES:
@@ -109,6 +112,10 @@ def mistakes(request: Collective, part: Part) -> Iterator[CfdslError]:
             yield ArgumentError(argument="clusters", expected=f"such that x and y have at most {MOST_ELEMENTS} elements each", got=got)
     if request.lse:
         yield from _softmax(request)
+
+
+def _whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _choices(request: Collective) -> Iterator[CfdslError]:

@@ -16,7 +16,7 @@ from cfdsl.dsl.interpret.traffic import Counter, Traffic, Unwatched, itemsize
 from cfdsl.dsl.place import PlacedGraph, place
 from cfdsl.dsl.place_rules.site import over_all_ctas
 from cfdsl.dsl.placement import Mesh, Placement, Replicate, Shard
-from cfdsl.errors import ArgumentError
+from cfdsl.errors import ArgumentError, raise_all
 
 if TYPE_CHECKING:
     import torch
@@ -80,19 +80,22 @@ def interpret(
 
 
 def _bind(graph: Graph, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, int]:
-    """The sizes of named dimensions, from the tensors' shapes, which must be the declared ones otherwise."""
+    """The sizes of named dimensions, from the tensors' shapes, which must be the declared ones otherwise. Raises all that are wrong."""
     sizes: dict[str, int] = {}
+    wrong = []
     for name, declared in leaf_tensors(graph):
         got = tensors.get(name)
-        wanted = str(declared)
         if got is None:
-            raise ArgumentError(argument=name, expected=f"a tensor {wanted}", got="nothing")
-        found = f"{str(got.dtype).removeprefix('torch.')}[{','.join(map(str, got.shape))}]"
-        if got.dtype != dtypes[declared.dtype] or got.dim() != len(declared.shape):
-            raise ArgumentError(argument=name, expected=f"a tensor {wanted}", got=found)
-        for dim, size in zip(declared.shape, got.shape, strict=True):
-            if (sizes.setdefault(dim, size) if isinstance(dim, str) else dim) != size:
-                raise ArgumentError(argument=name, expected=f"a tensor {wanted}", got=found)
+            wrong.append(ArgumentError(argument=name, expected=f"a tensor {declared}", got="nothing"))
+            continue
+        fits = got.dtype == dtypes[declared.dtype] and got.dim() == len(declared.shape)
+        if not fits or any(
+            (sizes.setdefault(dim, size) if isinstance(dim, str) else dim) != size
+            for dim, size in zip(declared.shape, got.shape, strict=True)
+        ):
+            found = f"{str(got.dtype).removeprefix('torch.')}[{','.join(map(str, got.shape))}]"
+            wrong.append(ArgumentError(argument=name, expected=f"a tensor {declared}", got=found))
+    raise_all(wrong)
     return sizes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from plain_model import PlainModel, agreement, logits_of, random_weights
 from torch import Tensor
 
 import cfdsl as cf
-from cfdsl.errors import ArgumentError, BatchUnsupported, CapacityExceeded, Errors
+from cfdsl.errors import ArgumentError, BatchUnsupported, CapacityExceeded, Errors, WeightsMismatch
 from cfdsl.runtime.kernel import STATUS
 from fusions.decoder import Decoder, Sampler
 
@@ -199,6 +200,11 @@ def test_settings_reach_the_fusion_they_name() -> None:
         ({"prompt_ids": []}, "argument 'prompt_ids' must be at least one token, got none."),
         ({"prompt_ids": [3, 320, -1]}, "argument 'prompt_ids' must be tokens from 0 to 319, got [320, -1]."),
         ({"prompt_ids": [[1, 2]]}, "argument 'prompt_ids' must be a flat sequence of tokens, got a batch of one such sequence."),
+        ({"prompt_ids": "hi"}, "argument 'prompt_ids' must be tokens, which a tokenizer makes of a text, got 'hi'."),
+        (
+            {"sampler": "greedy"},
+            "argument 'sampler' must be None or a function of logits, such as fusions.decoder.Sampler(temperature=0.8), got 'greedy'.",
+        ),
         ({"max_new_tokens": 0}, "argument 'max_new_tokens' must be a positive number, got 0."),
     ],
 )
@@ -229,8 +235,32 @@ def test_caches_that_do_not_fit_are_all_named() -> None:
     with pytest.raises(Errors) as caught:
         make(caches=[(good, good[:, :, :-1]), (good.float(), good), (good, good)])
     texts = [error.message for error in caught.value.errors]
-    assert texts[0] == "argument 'caches' must be 2 pairs, one per layer, got '3 of them'."
+    assert texts[0] == "argument 'caches' must be 2 pairs, one per layer, got 3 of them."
     assert [text.partition(" must")[0] for text in texts[1:]] == ["argument 'caches[0] v'", "argument 'caches[1] k'"]
+
+
+def test_weights_that_are_no_tensors_and_too_many_problems_for_a_screen() -> None:
+    with pytest.raises(ArgumentError, match="argument 'weights' must be a mapping of names to tensors, got str"):
+        make(weights="model.safetensors")
+    with pytest.raises(WeightsMismatch, match="model.norm.weight: it is no tensor, but list") as caught:
+        make(weights={**random_weights(TINY, "f16"), "model.norm.weight": [1.0]})
+    assert len(caught.value.problems) == 1
+    many = replace(TINY, layers=TINY.layers + 3)
+    with pytest.raises(WeightsMismatch) as caught:
+        make(many, weights=random_weights(TINY, "f16"))
+    assert len(caught.value.problems) == 27
+    assert str(caught.value).splitlines()[-3:-1] == [
+        "  - model.layers.4.post_attention_layernorm.weight: missing, of shape (128,)",
+        "  - and 3 more; `problems` of this error has all",
+    ]
+
+
+def test_the_oracle_cannot_be_captured() -> None:
+    with pytest.raises(ArgumentError) as caught:
+        make().capture()
+    assert str(caught.value) == (
+        "argument 'backend' must be 'kernel' for capture(): a CUDA graph is of kernels, got 'oracle'.\n  remedy: call step() instead."
+    )
 
 
 def test_settings_that_make_no_sense_are_all_named() -> None:
