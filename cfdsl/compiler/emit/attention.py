@@ -42,13 +42,14 @@ def head_base(c: Context, cache: Any, j: int = 0) -> str:
     """The element where head `j` of the cluster starts in a cache tensor."""
     head = str(cache.base + Affine.of(j))
     head = f"({head})" if " " in head else head
-    return f"Int64({head}) * {head_stride(c, cache)}"
+    capacity = f"n_{symbol(c, cache.name + '_k')}"
+    return f"Int64({head}) * {capacity} * {cache.dim}" if cache.layout == "bhtd" else f"Int64({head}) * {cache.dim}"
 
 
 def head_stride(c: Context, cache: Any) -> str:
-    """Elements from one head of a cache tensor to the next."""
+    """Elements from one head of a cache tensor to the next, in 64 bits."""
     capacity = f"n_{symbol(c, cache.name + '_k')}"
-    return f"{capacity} * {cache.dim}" if cache.layout == "bhtd" else str(cache.dim)
+    return f"Int64({capacity}) * {cache.dim}" if cache.layout == "bhtd" else f"Int64({cache.dim})"
 
 
 def _append(c: Context, p: dict[str, Any]) -> Lines:
@@ -60,7 +61,7 @@ def _append(c: Context, p: dict[str, Any]) -> Lines:
     conditions += [f"({p['tokens']} == {name(p['length'])}[0])", f"({p['tokens']} < n_{symbol(c, cache.name + '_k')})"]
     base = f"{head_base(c, cache)} + Int64({p['tokens']}) * {stride}"
     call = f"kv.append({name(cache.name + '_k')}, {name(cache.name + '_v')}, {p['k']}, {p['v']}, {cache.heads}, {cache.dim}, {base}"
-    return [f"if {' & '.join(conditions)}:", f"    {call}, Int64({head_stride(c, cache)}), THREADS)"]
+    return [f"if {' & '.join(conditions)}:", f"    {call}, {head_stride(c, cache)}, THREADS)"]
 
 
 def holder(p: dict[str, Any]) -> tuple[str, str]:
