@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import cfdsl as cf
+from fusions._tensors import Random, rope_tables
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -178,25 +179,21 @@ def example_inputs(
     """
     import torch
 
-    kind = torch.bfloat16 if dtype in ("bf16", "bfloat16") else torch.float16
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(shape, generator=generator, device=device) * scale).to(kind)
-
+    random = Random(dtype, seed, device)
+    normal = random.normal
     lengths = [length] * batch if isinstance(length, int) else list(length)
     room = max(1, *lengths, max(lengths) + 1) if capacity is None else capacity
     t = {name: normal(batch, m.hidden) for name in (("x", "residual") if residual else ("x",))}
     t["pos"] = torch.tensor([max(0, n) for n in lengths], dtype=torch.int32, device=device)
     t["length"] = torch.tensor(lengths, dtype=torch.int32, device=device)
-    t["cos"], t["sin"] = _rope_tables(m, max(room, *lengths) + 1, device)
+    t["cos"], t["sin"] = rope_tables(m, max(room, *lengths) + 1, device)
     for name, n in (("q", m.heads), ("k", m.kv_heads), ("v", m.kv_heads)):
         sharp = 2.5 if name == "q" else 1.0  # scores of this deviation, as in a model: else attention averages itself away beside h
         t[f"w{name}"] = normal(n * m.head_dim, m.hidden, scale=sharp / math.sqrt(m.hidden))
         if m.qkv_bias:
             t[f"b{name}"] = normal(n * m.head_dim, scale=0.1)
     t["wo"] = normal(m.hidden, m.heads * m.head_dim, scale=1 / math.sqrt(m.heads * m.head_dim))
-    t["norm"] = (1 + 0.1 * torch.randn(m.hidden, generator=generator, device=device)).to(kind)
+    t["norm"] = random.norm(m.hidden)
     for name in ("cache_k", "cache_v"):
         by_head = normal(batch, m.kv_heads, room, m.head_dim)
         for row, n in zip(by_head, lengths, strict=True):
@@ -204,15 +201,6 @@ def example_inputs(
         t[name] = by_head if layout == "bhtd" else by_head.transpose(1, 2).contiguous()
     t["y"] = torch.full_like(t["x"], math.nan)
     return t
-
-
-def _rope_tables(m: cf.ModelConfig, positions: int, device: str | torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin, (positions, rotary_dim / 2) f32: computed in float64, because angles grow large."""
-    import torch
-
-    frequencies = torch.tensor(cf.rope_inv_freq(m), dtype=torch.float64, device=device)
-    angles = torch.arange(positions, dtype=torch.float64, device=device)[:, None] * frequencies
-    return angles.cos().float(), angles.sin().float()
 
 
 def _peers() -> ModuleType:

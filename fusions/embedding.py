@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import cfdsl as cf
+from fusions._tensors import Random
 
 if TYPE_CHECKING:
     import torch
@@ -51,13 +52,12 @@ def example_inputs(
     """
     import torch
 
-    kind = torch.bfloat16 if dtype in ("bf16", "bfloat16") else torch.float16
-    generator = torch.Generator(device).manual_seed(seed)
+    random = Random(dtype, seed, device)
     given = [token] * batch if isinstance(token, int) else token
-    drawn = torch.randint(m.vocab, (batch,), generator=generator, device=device, dtype=torch.int32)
-    table = torch.randn(m.vocab, m.hidden, generator=generator, device=device).to(kind)
+    drawn = torch.randint(m.vocab, (batch,), generator=random.generator, device=device, dtype=torch.int32)
+    table = random.normal(m.vocab, m.hidden)
     chosen = drawn if given is None else torch.tensor(given, dtype=torch.int32, device=device)
-    return {"token": chosen, "table": table, "y": torch.full((batch, m.hidden), float("nan"), dtype=kind, device=device)}
+    return {"token": chosen, "table": table, "y": torch.full((batch, m.hidden), float("nan"), dtype=random.kind, device=device)}
 
 
 @embedding.peer("torch.compile", "max-autotune, F.embedding", compile=True)

@@ -13,6 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import cfdsl as cf
+from fusions._tensors import Random
 
 if TYPE_CHECKING:
     import torch
@@ -73,14 +74,10 @@ def example_inputs(
     """
     import torch
 
-    kind = torch.bfloat16 if dtype in ("bf16", "bfloat16") else torch.float16
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(*shape: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(shape, generator=generator, device=device) * scale).to(kind)
-
+    random = Random(dtype, seed, device)
+    normal = random.normal
     t = {"x": normal(batch, m.hidden)}
-    t["norm"] = (1 + 0.1 * torch.randn(m.hidden, generator=generator, device=device)).to(kind)
+    t["norm"] = random.norm(m.hidden)
     t["w_gate"], t["w_up"] = (normal(m.intermediate, m.hidden, scale=1.5 / math.sqrt(m.hidden)) for _ in range(2))
     t["w_down"] = normal(m.hidden, m.intermediate, scale=1 / math.sqrt(m.intermediate))
     t["y"] = torch.full_like(t["x"], math.nan)

@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import cfdsl as cf
+from fusions._tensors import Random
 
 if TYPE_CHECKING:
     import torch
@@ -68,14 +69,9 @@ def example_inputs(
     """
     import torch
 
-    kind = torch.bfloat16 if dtype in ("bf16", "bfloat16") else torch.float16
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
-
-    t = {"x": normal(batch, m.hidden).to(kind), "norm": (1 + 0.1 * normal(m.hidden)).to(kind)}
-    t["w_head"] = (normal(m.vocab, m.hidden) * (2 / math.sqrt(m.hidden))).to(kind)
+    random = Random(dtype, seed, device)
+    t = {"x": random.normal(batch, m.hidden), "norm": random.norm(m.hidden)}
+    t["w_head"] = random.normal(m.vocab, m.hidden, scale=2 / math.sqrt(m.hidden))
     if out in ("token", "both"):
         t["token"] = torch.full((batch,), -1, dtype=torch.int32, device=device)
     if out in ("logits", "both"):

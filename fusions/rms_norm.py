@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import cfdsl as cf
+from fusions._tensors import Random
 
 if TYPE_CHECKING:
     import torch
@@ -45,10 +46,8 @@ def example_inputs(
     """Random tensors for one call: x, weight, and the output y full of NaN. length and capacity mean nothing here."""
     import torch
 
-    kind = torch.bfloat16 if dtype in ("bf16", "bfloat16") else torch.float16
-    generator = torch.Generator(device).manual_seed(seed)
-    x = torch.randn(batch, m.hidden, generator=generator, device=device).to(kind)
-    weight = (1 + 0.1 * torch.randn(m.hidden, generator=generator, device=device)).to(kind)
+    random = Random(dtype, seed, device)
+    x, weight = random.normal(batch, m.hidden), random.norm(m.hidden)
     return {"x": x, "weight": weight, "y": torch.full_like(x, float("nan"))}
 
 

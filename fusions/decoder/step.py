@@ -11,6 +11,7 @@ from torch import Tensor
 
 import cfdsl as cf
 import fusions
+from fusions._tensors import rope_tables
 from fusions.decoder.weights import DTYPES, EMBEDDING, FINAL_NORM, attention_weights, ffn_weights, head_name
 
 Runner = cf.Kernel | cf.Oracle
@@ -82,13 +83,6 @@ def new_state(model: cf.ModelConfig, dtype: str, positions: int, device: torch.d
     counters, more = torch.zeros(12, dtype=torch.int32, device=device), torch.tensor([1, 0], dtype=torch.int32, device=device)
     logits = torch.zeros((1, model.vocab), dtype=torch.float32, device=device)
     return State(counters, more, logits, x, h, *rope_tables(model, positions, device))
-
-
-def rope_tables(model: cf.ModelConfig, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin, (positions, rotary_dim / 2) f32: computed in float64, because angles grow large."""
-    frequencies = torch.tensor(cf.rope_inv_freq(model), dtype=torch.float64)
-    angles = torch.arange(positions, dtype=torch.float64)[:, None] * frequencies
-    return angles.cos().float().to(device), angles.sin().float().to(device)
 
 
 def kernels(

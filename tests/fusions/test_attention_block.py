@@ -151,10 +151,11 @@ def test_an_empty_cache_gives_back_the_new_value() -> None:
 @pytest.mark.parametrize("style", ["half", "interleaved"])
 def test_rope_of_the_reference_turns_scores_by_distance(style: str) -> None:
     """Rotated q and k have the same dot product wherever they stand, as long as they stand equally far apart."""
-    from fusions.attention_block import _rope_tables, _rotate
+    from fusions._tensors import rope_tables
+    from fusions.attention_block import _rotate
 
     model = tiny(rotary_dim=12, rope_style=style)
-    cos, sin = (table.double() for table in _rope_tables(model, 32, "cpu"))
+    cos, sin = (table.double() for table in rope_tables(model, 32, "cpu"))
     q, k = torch.randn(2, 1, 2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     at = lambda x, p: _rotate(model, x, cos, sin, torch.tensor([p]))  # noqa: E731
     scores = [(at(q, p + 7) * at(k, p)).sum() for p in (0, 5, 20)]
