@@ -15,6 +15,7 @@ from cfdsl.compiler.geometry import Share
 from cfdsl.dsl.graph import Dim, Src
 from cfdsl.dsl.placement import Mesh
 
+TRACE_ARG = "ws_trace"  # the workspace for a traced kernel's marks
 COUNT_BYTES = 8  # the word, and what keeps the mbarriers behind it aligned
 
 

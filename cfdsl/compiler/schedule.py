@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from cfdsl.compiler.builder import BufferSpec, Builder
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.emit.marks import TRACE_ARG, TRACE_WORDS
-from cfdsl.compiler.emit.module import marks
 from cfdsl.compiler.lowering import lower_node
 from cfdsl.compiler.lowering.attention import early_scalars
 from cfdsl.compiler.lowering.linear import leaf
 from cfdsl.compiler.lowering.multicast import gather_shared
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
 from cfdsl.compiler.lowering.stores import share_of, store
-from cfdsl.compiler.plan import Arg, Barrier, Buffer, KernelPlan, Ring, Step
+from cfdsl.compiler.plan import TRACE_ARG, Arg, Barrier, Buffer, KernelPlan, Ring, Step
 from cfdsl.compiler.signature import signature
 from cfdsl.dsl.graph import ITEMSIZE, Node
 from cfdsl.dsl.place import PlacedGraph
@@ -42,27 +38,20 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
         gather_shared(b)
     ring = _ring(b) if b.streams else None
     buffers, barriers, total = _allocate(b, ring)
-    plan = KernelPlan(
+    return KernelPlan(
         name=placed.graph.name, model=model, dtype=placed.graph.dtype, mesh=placed.mesh, config=config, args=_args(b),
         ring=ring, streams=tuple(b.streams), buffers=buffers, barriers=barriers, steps=tuple(b.steps),
         exchanges=tuple(b.exchanges), smem_bytes=total, needs_residency=any(step.op == "grid_barrier" for step in b.steps),
         shares=tuple(b.shares.values()),
     )  # fmt: skip
-    return _traced(plan, b) if config.trace else plan
 
 
 def _ring(b: Builder) -> Ring:
-    """The ring of the config; what is needed behind a grid barrier may be limited on its own."""
+    """The ring of the config; what is needed behind a grid barrier, if anything is, may be limited on its own."""
     config = b.config
-    limited = 0 < config.early < config.window < config.stages and any(step.op == "grid_barrier" for step in b.steps)
+    barrier = next((at for at, step in enumerate(b.steps) if step.op == "grid_barrier"), len(b.steps))
+    limited = 0 < config.early < config.window < config.stages and any("stream" in step.params for step in b.steps[barrier:])
     return Ring(config.stages, config.stage_bytes, window=config.window, early=config.early if limited else 0)
-
-
-def _traced(plan: KernelPlan, b: Builder) -> KernelPlan:
-    """The plan with room for the marks of every CTA."""
-    _check_own(b, TRACE_ARG)
-    shape = (plan.mesh.ctas, len(marks(plan)), TRACE_WORDS)
-    return replace(plan, args=(*plan.args, Arg(TRACE_ARG, shape, "i32", "workspace", mutated=True)))
 
 
 def _shares(b: Builder) -> None:
@@ -92,6 +81,8 @@ def _from_arguments(b: Builder, node: Node) -> bool:
 def _args(b: Builder) -> tuple[Arg, ...]:
     """Launch arguments: the signature, then workspaces."""
     _check_own(b, SYNC_WORKSPACE.name)
+    if b.config.trace:
+        _check_own(b, TRACE_ARG)
     return (*signature(b.placed.graph), SYNC_WORKSPACE, *b.workspaces.values())
 
 

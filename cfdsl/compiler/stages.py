@@ -11,7 +11,7 @@ from cfdsl.compiler.candidates import MIN_STAGES
 from cfdsl.compiler.check import check
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import Choice, choose
-from cfdsl.compiler.emit import emit
+from cfdsl.compiler.emit import emit, with_marks
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import KernelPlan
 from cfdsl.compiler.plan_text import plan_text
@@ -79,6 +79,7 @@ def make_plan(at: Lowered) -> None:
         room = (at.part.smem_budget(config.ctas_per_sm) - fixed) // (config.stage_bytes + BARRIERS_PER_STAGE)
         if room < config.stages:
             at.plan = schedule(at.placed, config.with_(stages=max(MIN_STAGES, room)), at.model.name)
+    at.plan = with_marks(at.plan)
 
 
 def check_plan(at: Lowered) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cfdsl.compiler.emit import marks
-from cfdsl.compiler.emit.marks import TRACE_ARG
+from cfdsl.compiler.plan import TRACE_ARG
 from cfdsl.errors import NotTraced, RecordingFull, raise_all
 from cfdsl.runtime.timeline import Record, timelines
 

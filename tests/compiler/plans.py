@@ -9,6 +9,7 @@ from typing import Any
 
 from cfdsl import Mesh, place
 from cfdsl.compiler.config import Config
+from cfdsl.compiler.emit import with_marks
 from cfdsl.compiler.plan import Buffer, Exchange, KernelPlan, Step
 from cfdsl.compiler.schedule import schedule
 from cfdsl.dsl.graph import Graph
@@ -24,7 +25,7 @@ FLOWS = [{"qkv": qkv, "out": out} for qkv in ("rows", "split_k") for out in ("ga
 def plan_graph(graph: Graph, clusters: int, cluster_size: int, model: str = "", **fields: Any) -> KernelPlan:
     """The plan of a graph under exactly this config (4 stages unless said otherwise)."""
     config = Config(clusters=clusters, cluster_size=cluster_size, **{"stages": 4, **fields})
-    return schedule(place(graph, Mesh(clusters, cluster_size, config.splits)), config, model)
+    return with_marks(schedule(place(graph, Mesh(clusters, cluster_size, config.splits)), config, model))
 
 
 @functools.cache

@@ -9,8 +9,8 @@ from plans import block, norm, plan_graph
 
 import cfdsl as cf
 from cfdsl.compiler.emit import emit, marks
-from cfdsl.compiler.emit.marks import CONSUMER, END, PRODUCER, START, TRACE_ARG
-from cfdsl.compiler.plan import KernelPlan
+from cfdsl.compiler.emit.marks import CONSUMER, END, PRODUCER, START
+from cfdsl.compiler.plan import TRACE_ARG, KernelPlan
 from cfdsl.errors import DuplicateName
 
 PAIRS = {

@@ -4,7 +4,7 @@ The text names modules and functions of `primitives`; `PRIMITIVES` lists every o
 """
 
 from cfdsl.compiler.emit.marks import Mark
-from cfdsl.compiler.emit.module import emit, marks
+from cfdsl.compiler.emit.module import emit, marks, with_marks
 from cfdsl.compiler.emit.steps import EMITTERS, PRIMITIVES
 
-__all__ = ["EMITTERS", "PRIMITIVES", "Mark", "emit", "marks"]
+__all__ = ["EMITTERS", "PRIMITIVES", "Mark", "emit", "marks", "with_marks"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cfdsl.compiler.affine import Affine
-from cfdsl.compiler.emit.marks import CONSUMER, TRACE_ARG, Mark
+from cfdsl.compiler.emit.marks import CONSUMER, Mark
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
 from cfdsl.compiler.names import identifier as name
-from cfdsl.compiler.plan import KernelPlan
+from cfdsl.compiler.plan import TRACE_ARG, KernelPlan
 from cfdsl.dsl.graph import Src
 
 Lines = list[str]

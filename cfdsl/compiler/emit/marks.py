@@ -9,7 +9,6 @@ from cfdsl.dsl.graph import Src
 
 CONSUMER, PRODUCER = "consumer", "producer"
 START, END = "start", "end"  # labels of a lane's first and last mark, which are its anchors
-TRACE_ARG = "ws_trace"
 TRACE_WORDS = 4  # i32 words of a mark; as in primitives.trace
 
 

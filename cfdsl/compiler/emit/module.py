@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 import textwrap
+from dataclasses import replace
 
 from cfdsl.compiler.emit.attention import head_base, holder
 from cfdsl.compiler.emit.context import DTYPES, Context, fold
-from cfdsl.compiler.emit.marks import CONSUMER, END, PRODUCER, START, Mark
+from cfdsl.compiler.emit.marks import CONSUMER, END, PRODUCER, START, TRACE_WORDS, Mark
 from cfdsl.compiler.emit.steps import emit_step, tiles_of
 from cfdsl.compiler.geometry import MOST_REGISTERS, RowTiles, thread_registers
 from cfdsl.compiler.names import MODULES
 from cfdsl.compiler.names import identifier as name
-from cfdsl.compiler.plan import Buffer, KernelPlan, Ring, Step
+from cfdsl.compiler.plan import TRACE_ARG, Arg, Buffer, KernelPlan, Ring, Step
 from cfdsl.dsl.graph import Src
 
 WIDTH = 140
@@ -34,6 +35,14 @@ def marks(plan: KernelPlan) -> tuple[Mark, ...]:
     c = Context(plan)
     _kernel(c)
     return tuple(c.marks)
+
+
+def with_marks(plan: KernelPlan) -> KernelPlan:
+    """The plan, with memory for the marks of every CTA if it is to be traced."""
+    if not plan.config.trace:
+        return plan
+    shape = (plan.mesh.ctas, len(marks(plan)), TRACE_WORDS)
+    return replace(plan, args=(*plan.args, Arg(TRACE_ARG, shape, "i32", "workspace", mutated=True)))
 
 
 def _kernel(c: Context) -> list[str]:
