@@ -77,6 +77,7 @@ class Kernel:
         self.args: tuple[Arg, ...] = tuple(arg for arg in self.plan.args if arg.role != "workspace")
         self.workspace_args: tuple[Arg, ...] = tuple(arg for arg in self.plan.args if arg.role == "workspace")
         self._entry, self._source_path = entry, source
+        self._names = tuple(arg.name for arg in self.args)
         self._loose = unchecked_strides(self.args)
         self._function: Any = None
         self._workspace: tuple[Any, ...] = ()
@@ -89,11 +90,20 @@ class Kernel:
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> None:
         """Launch on the current stream. Raises one error that names every bad argument; see the class for what a call does."""
         if kwargs or not args:
-            args = in_order(self.args, args, kwargs)
+            args = self._given(args, kwargs)
         if is_dynamo_compiling() or type(args[0]) not in _PLAIN or _modes():
             self.op(*args)
         else:
-            self._launch(*args)
+            self._launch(args)
+
+    def _given(self, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """A call's arguments in calling order. All of them by name is the common case, and need not go through what explains mistakes."""
+        if len(kwargs) == len(self._names) and not args:
+            try:
+                return tuple([kwargs[name] for name in self._names])
+            except KeyError:
+                pass  # in_order says which
+        return in_order(self.args, args, kwargs)
 
     def bind(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> Callable[[], None]:
         """A function that launches the kernel with these very tensors, on the stream that is current then: for eager loops.
@@ -103,7 +113,7 @@ class Kernel:
         """
         import tvm_ffi
 
-        args = in_order(self.args, args, kwargs)
+        args = self._given(args, kwargs)
         check_arguments(self.args, args)
         self.prepare(args[0].device.index)
         first = args[0]  # as a torch tensor: that is where the launcher finds the current stream
@@ -114,8 +124,11 @@ class Kernel:
 
         return launch
 
-    def _launch(self, *args: torch.Tensor) -> None:
-        """The launch itself: what the op runs, and what a plain call runs without the dispatcher in between."""
+    def _launch(self, args: tuple[torch.Tensor, ...]) -> None:
+        """The launch itself: what the op runs, and what a plain call runs without the dispatcher in between.
+
+        One tuple and not `*args`, which would be unpacked and packed once more: a fifth of what a call takes before the launch.
+        """
         try:
             for index in self._loose:
                 if not args[index].is_contiguous():
@@ -185,7 +198,7 @@ class Kernel:
         Launches nothing. It reads lengths and positions from the device, and so synchronises: not for the hot path, and not for a CUDA
         graph's capture, which it would break. ArgumentError; LengthOutOfRange; CacheFull where the call would append to a full cache.
         """
-        args = in_order(self.args, args, kwargs)
+        args = self._given(args, kwargs)
         errors = argument_errors(self.args, args)
         wrong = {error.argument for error in errors}
         sound = {arg.name: value for arg, value in zip(self.args, args, strict=True) if arg.name not in wrong}

@@ -27,8 +27,8 @@ def _param(arg: Arg) -> str:
     return f"{arg.name}_" if keyword.iskeyword(arg.name) or arg.name == "self" else arg.name
 
 
-def register(name: str, args: Sequence[Arg], run: Callable[..., None]) -> Any:
-    """Define `cfdsl::<name>` and return its OpOverload. `run` takes the tensors in calling order; on anything but CUDA it only explains.
+def register(name: str, args: Sequence[Arg], run: Callable[[tuple[torch.Tensor, ...]], None]) -> Any:
+    """Define `cfdsl::<name>` and return its OpOverload. `run` takes a tuple of the tensors in calling order; not on CUDA it only explains.
 
     The same name must mean the same kernel: a second registration replaces what the first one runs.
     """
@@ -38,7 +38,7 @@ def register(name: str, args: Sequence[Arg], run: Callable[..., None]) -> Any:
     target = [run]
 
     def launch(*tensors: torch.Tensor) -> None:
-        target[0](*tensors)
+        target[0](tensors)
 
     def fake(*tensors: torch.Tensor) -> None:
         check_arguments(args, tensors, device_type="meta")
