@@ -57,6 +57,7 @@ def rows(
     per_warp = cutlass.const_expr(shape.rows // shape.row_groups)
     pieces = cutlass.const_expr(shape.pieces)
     batch = cutlass.const_expr(pieces * max(2, 8 // (per_warp * pieces)))
+    turns = cutlass.const_expr(2 * pieces if pieces % 2 else pieces)
     cpl = cutlass.const_expr(shape.tile_chunks_per_lane)
     w = cta.warp()
     lane = cta.lane()
@@ -68,15 +69,17 @@ def rows(
     if tiles > 0:
         _fetch(smem, ring, at, dtype, shape, even)
     for first in cutlass.range(0, tiles, batch, unroll=1):
-        for u in cutlass.range_constexpr(batch):
-            now, then = (even, odd) if u % 2 == 0 else (odd, even)
-            if first + (u + 1) < tiles:
-                _fetch(smem, ring, at + first + (u + 1), dtype, shape, then)
-            for r in cutlass.range_constexpr(per_warp):
-                term = _dot(now[(None, None, r)], x, cpl, u % pieces * cpl)
-                if cutlass.const_expr(u % pieces > 0):
-                    term += sums[u // pieces * per_warp + r]
-                sums[u // pieces * per_warp + r] = term
+        for turn in cutlass.range(0, batch, turns, unroll_full=True):
+            for u in cutlass.range_constexpr(turns):
+                now, then = (even, odd) if u % 2 == 0 else (odd, even)
+                if first + turn + (u + 1) < tiles:
+                    _fetch(smem, ring, at + first + turn + (u + 1), dtype, shape, then)
+                for r in cutlass.range_constexpr(per_warp):
+                    term = _dot(now[(None, None, r)], x, cpl, u % pieces * cpl)
+                    spot = (turn + u) // pieces * per_warp + r
+                    if cutlass.const_expr(u % pieces > 0):
+                        term += sums[spot]
+                    sums[spot] = term
         for some in cutlass.range_constexpr(0, rows_at_once, 8):
             for v in cutlass.range_constexpr(8):
                 few[v] = sums[some + v] if some + v < rows_at_once else Float32(0.0)
