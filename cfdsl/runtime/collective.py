@@ -59,7 +59,7 @@ def collective(
     op          "sum", "max", "min" (a NaN loses against a number), or "lse": x is o (heads, dim) unnormalised, with ml (clusters, cluster,
                 heads, 2): the base-2 maximum and the sum; y is normalised. Sums are in float32 whatever `dtype` is.
     dtype       "f32", "bf16" or "f16"; "lse" takes f32
-    algorithm   None: the cost model's choice, see `kernel.stages["choice"]`; or one of `collective_algorithms(...)`
+    algorithm   None: the cost model's choice for such a launch, see `kernel.stages["choice"]`; or one of `collective_algorithms(...)`
     repeat      exchanges back to back inside of one launch, with the same result
     timed       one more output `cycles` (clusters, cluster) i32: the SM's clock from before the first exchange to after the last
     part        what to compile for; default: the GPU at hand
@@ -80,12 +80,12 @@ def collective(
 def collective_algorithms(
     kind: str, *, op: str = "sum", shape: tuple[int, ...], dtype: str = "f32", cluster: int, part: Part | str = "h100-sxm"
 ) -> tuple[str, ...]:
-    """The names of the algorithms that can do this, fastest by estimate first. Raises what is wrong with asking for it."""
+    """The names of the algorithms that can do this, fastest by estimate of a launch first. Raises what is wrong with asking for it."""
     target = part_named(part) if isinstance(part, str) else part
     request = Collective(kind, op, _shape(shape), dtype, cluster)
     raise_all(mistakes(request, target))
     found = [c for c in candidates(request, target) if c.cycles is not None]
-    return tuple(c.algorithm for c in sorted(found, key=lambda c: c.cycles or 0.0))
+    return tuple(c.algorithm for c in sorted(found, key=lambda c: c.each))
 
 
 def _target(request: Collective, algorithm: str | None, part: Part | str | None) -> Part:

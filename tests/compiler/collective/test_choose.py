@@ -27,6 +27,16 @@ def test_short_terms_go_to_everybody_and_long_ones_in_pieces() -> None:
     assert chosen("reduce", (16384,)).algorithm == "scatter_gather"
 
 
+def test_what_lies_in_device_memory_is_multicast_once_and_pushed_in_a_loop() -> None:
+    """A launch with one exchange saves the way into shared memory; in a row of them that way is shared, and a push is the shorter one."""
+    once, often = (choose(Collective("gather", "sum", (64,), "f32", 4, repeat=repeat), PART) for repeat in (1, 100))
+    assert (once[0].algorithm, often[0].algorithm) == ("multicast", "push")
+    by_name = {c.algorithm: c for c in once[1] if c.cycles is not None}
+    assert by_name["multicast"].bring == 0
+    assert by_name["push"].bring == pytest.approx(0.65 * 1755 + 64 * 4 / 64)  # a round through L2, and 64 bytes a cycle
+    assert by_name["push"].each == by_name["push"].cycles + by_name["push"].bring
+
+
 def test_one_float_needs_no_source_and_no_result_in_memory() -> None:
     design = chosen("reduce", (1,))
     assert design.scalar
