@@ -43,6 +43,11 @@ def attention_block(
     """y = x + residual + attention. `length` counts the tokens in the cache before the call; `pos` is the new token's position."""
     x = cf.input("x", (batch, m.hidden))
     h = x + cf.input("residual", (batch, m.hidden)) if residual else x
+    return cf.outputs(y=attention(m, batch, h, qkv=qkv, out=out, layout=layout) + h)
+
+
+def attention(m: cf.ModelConfig, batch: int, h: cf.Value, *, qkv: str = "grid", out: str = "gather", layout: str = "bhtd") -> cf.Value:
+    """What attention adds to h (batch, hidden), which everybody has: rows on every CTA, [S(1), S(1)]. Options as the block's."""
     pos = cf.input("pos", (batch,), "i32")
     length = cf.input("length", (batch,), "i32")
     cos = cf.input("cos", ("positions", m.rotary_dim // 2), "f32")
@@ -94,10 +99,8 @@ def attention_block(
             terms = cf.linear(cf.merge_heads(o), wo[:, head], shard="out")
     if out == "gather":
         o = cf.grid_reduce(o) if qkv == "grid" else cf.grid_gather(o)
-        y = cf.linear(cf.merge_heads(o), wo, shard="out")
-    else:
-        y = cf.grid_reduce_scatter(terms, dim=1)
-    return cf.outputs(y=y + h)
+        return cf.linear(cf.merge_heads(o), wo, shard="out")
+    return cf.grid_reduce_scatter(terms, dim=1)
 
 
 @attention_block.reference

@@ -23,19 +23,23 @@ if TYPE_CHECKING:
 @cf.fusion
 def ffn_block(m: cf.ModelConfig, batch: int) -> cf.Outputs:
     """y = x + down(act(gate(n)) * up(n)) with n = rms_norm(x). The activation is the model's: SiLU, or GELU by its tanh approximation."""
+    x = cf.input("x", (batch, m.hidden))
+    return cf.outputs(y=feed_forward(m, batch, x) + x)
+
+
+def feed_forward(m: cf.ModelConfig, batch: int, x: cf.Value, norm: str = "norm") -> cf.Value:
+    """What the block adds to x (batch, hidden), which everybody has: rows on every CTA, [S(1), S(1)]. norm: the norm weight's name."""
     if not m.intermediate:
         raise cf.TraceError(problem=f"the model {m.name} has no feed-forward size", advice="give its ModelConfig `intermediate`")
-    x, norm = cf.input("x", (batch, m.hidden)), cf.weight("norm", (m.hidden,))
     w_gate, w_up = cf.weight("w_gate", (m.intermediate, m.hidden)), cf.weight("w_up", (m.intermediate, m.hidden))
     w_down = cf.weight("w_down", (m.hidden, m.intermediate))
 
-    n = cf.rms_norm(x, norm, m.norm_eps)
+    n = cf.rms_norm(x, cf.weight(norm, (m.hidden,)), m.norm_eps)
     g = cf.linear(n, w_gate, shard="out")
     u = cf.linear(n, w_up, shard="out")
     a = (cf.silu(g) if m.activation == "silu" else cf.gelu(g, tanh=m.activation == "gelu_pytorch_tanh")) * u
     a = cf.grid_gather(a)
-    y = cf.linear(a, w_down, shard="out")
-    return cf.outputs(y=y + x)
+    return cf.linear(a, w_down, shard="out")
 
 
 @ffn_block.reference
@@ -90,7 +94,7 @@ def _with_one_matrix(m: cf.ModelConfig, tensors: dict[str, Tensor], length: int)
     import torch
 
     both = torch.cat([tensors["w_gate"], tensors["w_up"]])
-    return _with_both, (tensors["x"], tensors["norm"], both, tensors["w_down"], m.norm_eps, m.activation)
+    return with_both, (tensors["x"], tensors["norm"], both, tensors["w_down"], m.norm_eps, m.activation)
 
 
 @ffn_block.peer("torch.compile", "max-autotune, gate and up apart", compile=True)
@@ -98,7 +102,8 @@ def _with_two_matrices(m: cf.ModelConfig, tensors: dict[str, Tensor], length: in
     return _apart, (*(tensors[name] for name in ("x", "norm", "w_gate", "w_up", "w_down")), m.norm_eps, m.activation)
 
 
-def _with_both(x: Tensor, norm: Tensor, w_gate_up: Tensor, w_down: Tensor, eps: float, act: str) -> Tensor:
+def with_both(x: Tensor, norm: Tensor, w_gate_up: Tensor, w_down: Tensor, eps: float, act: str) -> Tensor:
+    """The block in torch, with one matrix (2 intermediate, hidden) for gate and up: a peer."""
     import torch.nn.functional as F
 
     g, u = F.linear(F.rms_norm(x, (x.shape[-1],), norm, eps), w_gate_up).chunk(2, -1)

@@ -33,11 +33,11 @@ def load8(src: cute.Pointer, dst: cute.Tensor):
 
 
 @cute.jit
-def load(src: cute.Tensor, shape: cutlass.Constexpr, col0: Int32 = 0) -> cute.TensorSSA:
-    """The fragment (8, chunks_per_lane) of `src[col0 : col0 + cols]`, a vector of any float type in global or shared memory; f32 out.
+def fetch(src: cute.Tensor, shape: cutlass.Constexpr, col0: Int32 = 0) -> cute.Tensor:
+    """Start reading the fragment (8, chunks_per_lane) of `src[col0 : col0 + cols]` into registers of its type. Follow with `widen`.
 
-    All consumer threads call it; `col0` is a multiple of 8. No barrier: a vector in shared memory must be synchronised before.
-    Positions past the end of the vector are 0.
+    `src` is a vector of any float type in global or shared memory, `col0` a multiple of 8. All consumer threads call it. No barrier: a
+    vector in shared memory must be synchronised before. Positions past the end of the vector are 0. Nothing waits for the values here.
     """
     raw = cute.make_rmem_tensor((8, shape.chunks_per_lane), src.element_type)
     if cutlass.const_expr(shape.ragged):
@@ -49,7 +49,18 @@ def load(src: cute.Tensor, shape: cutlass.Constexpr, col0: Int32 = 0) -> cute.Te
                 load8(src.iterator + (col0 + start(shape, i) + c * 8), raw[(None, i)])
         else:
             load8(src.iterator + (col0 + start(shape, i) + c * 8), raw[(None, i)])
+    return raw
+
+
+def widen(raw: cute.Tensor) -> cute.TensorSSA:
+    """What `fetch` reads, in float32: here it is waited for."""
     return raw.load().to(Float32)
+
+
+@cute.jit
+def load(src: cute.Tensor, shape: cutlass.Constexpr, col0: Int32 = 0) -> cute.TensorSSA:
+    """`fetch` and `widen` at once: the fragment f32 (8, chunks_per_lane) of `src[col0 : col0 + cols]`."""
+    return widen(fetch(src, shape, col0))
 
 
 @cute.jit

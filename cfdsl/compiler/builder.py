@@ -7,7 +7,7 @@ between a read and the next write, there is a barrier among the consumer warps. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -46,7 +46,7 @@ class Builder:
     workspaces: dict[str, Arg] = field(default_factory=dict)
     shares: dict[str, Share] = field(default_factory=dict)
     values: dict[Any, Any] = field(default_factory=dict)  # by node, or by (node, form)
-    flags: list[tuple[str, str, str, str, Affine]] = field(default_factory=list)  # (status bit, clamped variable, argument, cache, element)
+    flags: list[tuple[str, str, str]] = field(default_factory=list)  # (status bit, clamped variable, cache that the length is of or "")
     clears: list[tuple[str, str]] = field(default_factory=list)  # (workspace, share) to zero once read
     hoisted: list[tuple[Node, Node]] = field(default_factory=list)
     variables: set[str] = field(default_factory=set)
@@ -144,6 +144,14 @@ class Builder:
         self.seen |= set(reads)
         self.steps.append(Step(op, text, ",".join(writes) or None, tuple(reads), params, src))
         return index
+
+    def insert(self, at: int, step: Step) -> None:
+        """Put a step that touches no shared memory before step `at`; what was recorded by number moves along."""
+        self.steps.insert(at, step)
+        for spec in self.buffers.values():
+            spec.first += 0 < at <= spec.first < 1 << 30 or (at == 0 and 0 < spec.first < 1 << 30)
+            spec.last += spec.last >= at
+        self.exchanges = [replace(exchange, step=exchange.step + (exchange.step >= at)) for exchange in self.exchanges]
 
     def sync(self) -> None:
         self.steps.append(Step("sync", "barrier among the consumer warps"))

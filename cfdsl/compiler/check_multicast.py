@@ -51,7 +51,8 @@ def early_requests(plan: KernelPlan) -> Found:
             continue
         if i >= plan.early_steps:
             yield PlanError(what="an early step comes late", sum=f"step {i}, but {plan.early_steps} steps run early", src=step.src)
-        harmless = step.op == "rendezvous" or (step.op == "multicast" and args[step.params["arg"]].role == "weight")
+        reads = {"multicast": step.params.get("arg"), "fetch_fragment": getattr(step.params.get("tree"), "name", None)}.get(step.op)
+        harmless = step.op == "rendezvous" or (reads in args and args[reads].role == "weight")
         if not harmless:
             yield PlanError(what=f"step {i} runs before the kernel ahead has finished", sum=f"{step.op}: {step.text}", src=step.src)
 

@@ -22,6 +22,7 @@ class Expr:
     total   row i, from `offset`, of the product whose warps' terms are in buffer `name`; `warps` of them
     terms   combined softmax terms: workspace `name`, statistics in the `var` of `args`, (splits, heads, dim) in `terms`
     var     the variable `name`: a fragment, or the same scalar for every element
+    fetched a fragment that is on its way to the registers `name`, in the type of the argument that it comes from
     add, mul, silu, gelu    of `args`
     cast    the argument, rounded to the 16-bit dtype `name` and back
     """
@@ -52,7 +53,7 @@ class Expr:
             return f"({sign.join(inner)})" if sign else f"{self.kind}({inner[0]})"
         if self.kind == "cast":
             return f"{self.name}({self.args[0]})"
-        if self.kind == "var":
+        if self.kind in ("var", "fetched"):
             return self.name
         if self.kind == "terms":
             return f"softmax of {self.name}, {self.args[0]}"

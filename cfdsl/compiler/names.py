@@ -15,7 +15,7 @@ _LOCALS = (
 )  # fmt: skip
 _RESERVED = frozenset((*MODULES, *_LOCALS, *keyword.kwlist))
 # Counted and derived names: coordinates, barriers, tiles, sizes, the constants (all of them in capitals), the DSL's types.
-_DERIVED = re.compile(r"(granule|rows|tiles|position)\d*|mb_\w+|n_\w+|\w+_clamped\d*|[A-Z]\w*")
+_DERIVED = re.compile(r"(granule|rows|tiles|position)\d*|mb_\w+|n_\w+|\w+_clamped\d*|\w+_given|[A-Z]\w*")
 
 
 def reserved(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cfdsl.compiler.builder import BufferSpec, Builder
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.lowering import lower_node
+from cfdsl.compiler.lowering.ahead import fetch_ahead
 from cfdsl.compiler.lowering.attention import early_scalars
 from cfdsl.compiler.lowering.linear import leaf
 from cfdsl.compiler.lowering.multicast import gather_shared
@@ -36,6 +37,7 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
         b.step("flags", "tell the host of what was out of range", flags=tuple(b.flags))
     if config.multicast:
         gather_shared(b)
+    fetch_ahead(b)
     ring = _ring(b) if b.streams else None
     buffers, barriers, total = _allocate(b, ring)
     return KernelPlan(

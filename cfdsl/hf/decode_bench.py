@@ -75,7 +75,7 @@ def trace_decode(sizes: ModelConfig, context: int, dtype: str = "bf16", seed: in
     """One step with `context` random tokens in the caches, on a timeline: see `step_trace.trace_step`."""
     weights = random_weights(sizes, dtype, device, seed)
     capacity = decode_benchmark.capacity_for(context, REPLAYS)
-    decoder = decoder_class()(sizes, weights, capacity=capacity, dtype=dtype, settings=traced())
+    decoder = decoder_class()(sizes, weights, capacity=capacity, dtype=dtype, settings=traced("blocks"))
     decode_benchmark.fill_caches(decoder)
     return trace_step(decoder, context)
 

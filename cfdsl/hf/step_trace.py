@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 REPLAYS = 2  # the first one finds the clocks and caches cold; the second one's marks are kept
 
 
-def traced() -> dict[str, dict[str, Any]]:
-    """Decoder settings with which every kernel of a step is compiled to note its times."""
-    names = importlib.import_module("fusions.decoder.step").OPTIONS
+def traced(layers: str) -> dict[str, dict[str, Any]]:
+    """Decoder settings with which every kernel of a step is compiled to note its times. layers: as the decoder's."""
+    names = importlib.import_module("fusions.decoder.step").options(layers)
     return {name: {"trace": True} for name in names}
 
 

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 import cfdsl as cf
-from fusions.decoder.step import OPTIONS
+from fusions.decoder.step import LAYERS, options
 from fusions.decoder.weights import DTYPES
 
 BACKENDS = ("kernel", "oracle")
 
 
-def setting_errors(capacity: int, dtype: str, backend: str, part: Any, settings: Mapping[str, Any]) -> Iterator[cf.CfdslError]:
+def setting_errors(
+    capacity: int, dtype: str, backend: str, part: Any, layers: str, settings: Mapping[str, Any]
+) -> Iterator[cf.CfdslError]:
     """Arguments of the decoder that are no tensors."""
     if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
         yield _argument("capacity", "a positive number of tokens", capacity)
@@ -25,9 +27,12 @@ def setting_errors(capacity: int, dtype: str, backend: str, part: Any, settings:
         yield _argument("backend", "'kernel' or 'oracle'", backend)
     if backend == "oracle" and part is not None:
         yield _argument("part", "None with backend 'oracle', which compiles nothing", part)
+    if layers not in LAYERS:
+        yield _argument("layers", " or ".join(map(repr, LAYERS)), layers)
+        return
     for name in settings:
-        if name not in OPTIONS:
-            yield _argument("settings", f"a dictionary by fusion: {', '.join(OPTIONS)}", name)
+        if name not in options(layers):
+            yield _argument("settings", f"a dictionary by fusion: {', '.join(options(layers))}", name)
 
 
 def cache_errors(

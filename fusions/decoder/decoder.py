@@ -22,7 +22,7 @@ Caches = list[tuple[Tensor, Tensor]]
 class Decoder:
     """A model of the Llama family that decodes one sequence, one token per step.
 
-        embedding(token) -> per layer: attention_block, ffn_block -> lm_head -> logits, next_token; length += 1
+        embedding(token) -> per layer: attention_block, ffn_block (or decoder_layer) -> lm_head -> logits, next_token; length += 1
 
     model      the sizes; a preset's name or a config.json will do
     weights    by Hugging Face name, in `dtype`, on one device; used where they are, never copied
@@ -30,6 +30,7 @@ class Decoder:
     caches     a (k, v) per layer of shape (1, kv_heads, capacity, head_dim), the caller's; None: allocated here
     backend    "kernel": on the GPU. "oracle": on the CPU, by the oracle (slow: for tests and for looking)
     part       what to compile for; None: the GPU at hand
+    layers     "blocks": two kernels per layer. "whole": one, decoder_layer
     settings   by fusion's name, what `cfdsl.compile` (or `cfdsl.oracle`) shall be told: {"attention_block": {"qkv": "rows"}}
 
     `token`, `next_token`, `length` (1,) i32 and `logits` (1, vocab) f32 are on the device and never move: set `token` and `length`,
@@ -41,17 +42,17 @@ class Decoder:
     def __init__(
         self, model: cf.ModelConfig | str, weights: Mapping[str, Tensor], *, capacity: int, dtype: str = "bf16",
         caches: Sequence[tuple[Tensor, Tensor]] | None = None, backend: str = "kernel", part: Any = None,
-        settings: Mapping[str, Mapping[str, Any]] | None = None,
+        layers: str = "blocks", settings: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.capacity, self.dtype, self.backend = cf.models.resolve(model), capacity, dtype, backend
-        cf.errors.raise_all(setting_errors(capacity, dtype, backend, part, settings or {}))
+        cf.errors.raise_all(setting_errors(capacity, dtype, backend, part, layers, settings or {}))
         where = "cpu" if backend == "oracle" else "cuda" if part is None else None
         wrong = weight_errors(self.model, weights, dtype, where)
         if caches is not None:
             wrong += cache_errors(self.model, caches, capacity, DTYPES[dtype])
         cf.errors.raise_all(wrong)
         self.device = weights[EMBEDDING].device
-        self.runners: dict[str, Runner] = kernels(self.model, dtype, backend, part, capacity, settings or {})
+        self.runners: dict[str, Runner] = kernels(self.model, dtype, backend, part, capacity, layers, settings or {})
         with torch.inference_mode(False):  # made in that mode they could only be written in that mode
             self.caches: Caches = self._allocate() if caches is None else list(caches)
             self.state = new_state(self.model, dtype, capacity, self.device)

@@ -1,4 +1,4 @@
-"""One decode step as a list of launches: embedding, a block of attention and one of the feed-forward part per layer, the head."""
+"""One decode step as a list of launches: embedding, the layers, each as one kernel or as two, the head."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ import cfdsl as cf
 import fusions
 from fusions._tensors import rope_tables
 from fusions.decoder.weights import DTYPES, EMBEDDING, FINAL_NORM, attention_weights, ffn_weights, head_name
+from fusions.decoder_layer import NORM as FFN_NORM
 
 Runner = cf.Kernel | cf.Oracle
-OPTIONS: dict[str, dict[str, Any]] = {  # the fusions of a step, with the options that make them fit together
-    "embedding": {},
-    "attention_block": {"residual": False},
-    "ffn_block": {},
-    "lm_head": {"out": "both"},
+LAYERS: dict[str, dict[str, dict[str, Any]]] = {  # the fusions of a layer, with the options that make them fit together
+    "blocks": {"attention_block": {"residual": False}, "ffn_block": {}},
+    "whole": {"decoder_layer": {}},
 }
+
+
+def options(layers: str) -> dict[str, dict[str, Any]]:
+    """The fusions of a step by name, in launch order, each with its options."""
+    return {"embedding": {}, **LAYERS[layers], "lm_head": {"out": "both"}}
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,12 @@ def new_state(model: cf.ModelConfig, dtype: str, positions: int, device: torch.d
 
 
 def kernels(
-    model: cf.ModelConfig, dtype: str, backend: str, part: Any, capacity: int, settings: Mapping[str, Mapping[str, Any]]
+    model: cf.ModelConfig, dtype: str, backend: str, part: Any, capacity: int, layers: str, settings: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Runner]:
     """One kernel (or oracle) per fusion, by its name: all layers have the same shapes and share it."""
     made: dict[str, Runner] = {}
-    for name, options in OPTIONS.items():
-        fusion, chosen = fusions.find(name), {**options, **settings.get(name, {})}
+    for name, needed in options(layers).items():
+        fusion, chosen = fusions.find(name), {**needed, **settings.get(name, {})}
         if backend == "oracle":
             made[name] = cf.oracle(fusion, model, 1, dtype, **chosen)
         else:
@@ -107,11 +111,18 @@ def launches(
     """The step, in order. Every tensor is bound here once; nothing is looked up or allocated later."""
     at = {"pos": state.length, "length": state.length, "cos": state.cos, "sin": state.sin}  # the token's position: how many came before
     step = [_launch("embedding", None, runners, {"token": state.token, "table": weights[EMBEDDING], "y": state.x})]
+    x, h = state.x, state.h  # a layer leaves its result in x, one that is a single kernel in the other buffer
     for layer, (k, v) in enumerate(caches):
         attention = {**attention_weights(model, weights, layer), **at, "cache_k": k, "cache_v": v}
-        step.append(_launch("attention_block", layer, runners, {**attention, "x": state.x, "y": state.h}))
-        step.append(_launch("ffn_block", layer, runners, {**ffn_weights(weights, layer), "x": state.h, "y": state.x}))
-    head = {"x": state.x, "norm": weights[FINAL_NORM], "w_head": weights[head_name(model)]}
+        feed_forward = ffn_weights(weights, layer)
+        if "decoder_layer" in runners:
+            both = {**feed_forward, **attention, FFN_NORM: feed_forward["norm"]}
+            step.append(_launch("decoder_layer", layer, runners, {**both, "x": x, "y": h}))
+            x, h = h, x
+        else:
+            step.append(_launch("attention_block", layer, runners, {**attention, "x": x, "y": h}))
+            step.append(_launch("ffn_block", layer, runners, {**feed_forward, "x": h, "y": x}))
+    head = {"x": x, "norm": weights[FINAL_NORM], "w_head": weights[head_name(model)]}
     step.append(_launch("lm_head", None, runners, {**head, "token": state.next_token, "logits": state.logits}))
     return step
 

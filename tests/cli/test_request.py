@@ -87,7 +87,7 @@ def test_a_fusion_of_the_users_own_file(tmp_path: Path) -> None:
         resolve(fusion=f"{other}:twice", model="llama-2-7b")
     assert str(caught.value) == (
         f"there is no fusion '{other}:twice': there is no file {other}.\n  remedy: give FILE.py:NAME with a file that exists, or a shipped"
-        " fusion: attention_block, embedding, ffn_block, lm_head, rms_norm."
+        " fusion: attention_block, decoder_layer, embedding, ffn_block, lm_head, rms_norm."
     )
     for module in ("no.such", "fusions.nothing", ""):
         with pytest.raises(NoSuchFusion, match="there is no module"):

@@ -14,6 +14,7 @@ from cfdsl.compiler.plan import Buffer, Exchange, KernelPlan, Step
 from cfdsl.compiler.schedule import schedule
 from cfdsl.dsl.graph import Graph
 from fusions.attention_block import attention_block
+from fusions.decoder_layer import decoder_layer
 from fusions.ffn_block import ffn_block
 from fusions.rms_norm import rms_norm
 
@@ -51,6 +52,12 @@ def ffn(model: str = LLAMA, clusters: int = 132, cluster_size: int = 1, **fields
     return plan_graph(ffn_block.trace(model), clusters, cluster_size, model, **{"ctas_per_sm": 1, **fields})
 
 
+@functools.cache
+def layer(model: str, clusters: int, cluster_size: int, qkv: str = "grid", **fields: Any) -> KernelPlan:
+    """A plan of a whole decoder layer."""
+    return plan_graph(decoder_layer.trace(model, qkv=qkv), clusters, cluster_size, model, **{"ctas_per_sm": 1, **fields})
+
+
 def shipped() -> Iterator[tuple[str, KernelPlan]]:
     """A plan for each way in which a shipped fusion's protocol differs, by name."""
     for flow in FLOWS:
@@ -61,6 +68,9 @@ def shipped() -> Iterator[tuple[str, KernelPlan]]:
         yield f"llama-3.1-8b {clusters}x4 grid, {splits} splits", block("llama-3.1-8b", clusters, 4, "grid", splits=splits, stages=3)
     for model, ranks, fields in ((LLAMA, 1, {}), ("llama-3.1-8b", 2, {}), ("smollm2-135m", 4, {}), (LLAMA, 8, {"stage_bytes": 4096})):
         yield f"ffn_block {model} x{ranks} {fields or ''}", ffn(model, 120 // ranks, ranks, **fields)
+    for model, clusters, ranks, fields in ((LLAMA, 64, 2, {"splits": 2}), ("llama-3.2-1b", 64, 2, {"splits": 8}),
+                                           ("smollm2-135m", 9, 8, {"qkv": "rows"})):  # fmt: skip
+        yield f"decoder_layer {model} {clusters}x{ranks}", layer(model, clusters, ranks, **fields)
     for ranks in (1, 16):
         yield f"rms_norm x{ranks}", norm(cluster_size=ranks)
     yield "multicast", block(multicast=True)

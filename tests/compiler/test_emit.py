@@ -62,7 +62,8 @@ def test_every_line_of_the_spec_that_has_steps_is_named(plan: KernelPlan) -> Non
 def test_source_is_short_and_narrow(plan: KernelPlan) -> None:
     lines = emit(plan).splitlines()
     heads = len(plans.steps_of(plan, "decode"))  # of a cluster; each adds its own calls
-    assert len(lines) <= 200 + 15 * max(0, heads - 1)
+    phases = len(plans.steps_of(plan, "grid_barrier"))  # a whole layer is two blocks long
+    assert len(lines) <= 200 + 15 * max(0, heads - 1) + 15 * max(0, phases - 2)
     assert max(map(len, lines)) <= 140
 
 

@@ -222,9 +222,9 @@ def test_a_length_is_clamped_to_each_cache() -> None:
     plan = lower(spec)
     check(plan, H100_SXM)
     source = emit(plan)
-    assert "tokens = kv.clamp(length[0], 0, n_tokens)" in source
-    assert "tokens2 = kv.clamp(length[0], 0, n_last)" in source
-    assert "(tokens2 == length[0]) & (tokens2 < n_last)" in source
+    assert "tokens_given = length[0]\n        tokens = kv.clamp(tokens_given, 0, n_tokens)" in source
+    assert "tokens2 = kv.clamp(tokens2_given, 0, n_last)" in source
+    assert "(tokens2 == tokens2_given) & (tokens2 < n_last)" in source
     assert "n_last * 128, tokens2, rank, RANKS)" in source
 
 

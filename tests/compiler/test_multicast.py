@@ -84,7 +84,7 @@ def test_the_rendezvous_comes_first_and_once_and_indices_move_along() -> None:
     assert [step.op for step in plan.steps[:4]] == ["rendezvous", "multicast", "multicast", "multicast"]
     assert len(steps_of(plan, "rendezvous")) == 1
     assert plan.early_steps == 2  # the rendezvous and norm, a weight; x and residual may be the predecessor's work
-    assert plain.early_steps == 0
+    assert [step.op for step in plain.steps[: plain.early_steps]] == ["fetch_fragment"]  # norm too, in its own way
     for one, other in zip(plain.exchanges, plan.exchanges[1:], strict=True):
         assert plan.steps[other.step].op == plain.steps[one.step].op
         assert plan.steps[other.step].text == plain.steps[one.step].text
@@ -109,7 +109,7 @@ def test_split_k_reads_slices_of_what_has_landed_and_its_own_part_of_the_weight(
     assert {plan.steps[i].params["arg"] for i in steps_of(plan, "multicast")} == {"x", "residual"}
     source = emit(plan)
     assert "frag.load(x_whole, WQ, rank * 1024)" in source
-    assert "frag.load(norm, WQ, rank * 1024)" in source
+    assert "norm_raw = frag.fetch(norm, WQ, rank * 1024)" in source
 
 
 @pytest.mark.parametrize("out", ["gather", "atomic"])
@@ -309,8 +309,8 @@ def test_on_where_the_estimate_says_that_it_pays() -> None:
 
 
 def test_no_fusion_steps_are_lost() -> None:
-    """The pass moves steps and adds its own: all others are there, in their order."""
-    ours = ("multicast", "rendezvous")
+    """The pass moves steps and adds its own: all others are there, in their order, but for the fetch of what is multicast."""
+    ours = ("multicast", "rendezvous", "fetch_fragment")
 
     def rest(plan: KernelPlan) -> list[tuple[str, Any]]:
         return [(step.op, step.params.get("out")) for step in plan.steps if step.op not in ours and not _is_shared_wait(step)]

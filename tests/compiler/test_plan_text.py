@@ -19,7 +19,7 @@ def test_every_part_of_a_plan_is_in_its_text() -> None:
         assert any(line.startswith(f"  {named.name} ") for line in lines), named.name
     assert "  mb_gather        exchange  at  98400: 1 arrivals, 1536 B" in lines
     assert "  cache        by KV length   of 2 x 32 x 128 = 16384 B, one copy each" in lines
-    assert "   19 wait           1536 bytes have landed: q, k, v" in text
+    assert "   20 wait           1536 bytes have landed: q, k, v" in text
     assert sum(line[2:5].strip().isdigit() for line in lines) == len(plan.steps)
     assert max(map(len, lines)) <= 140
 

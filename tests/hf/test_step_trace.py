@@ -16,7 +16,6 @@ from runner import run
 from cfdsl.cli.traced import save_step
 from cfdsl.hf import step_trace
 from cfdsl.runtime.timeline import Record
-from fusions.decoder.step import OPTIONS
 
 
 def record(name: str, at: int) -> Record:
@@ -43,7 +42,8 @@ class FakeDecoder:
 
 
 def test_every_kernel_of_a_step_is_compiled_to_note_its_times() -> None:
-    assert step_trace.traced() == {name: {"trace": True} for name in OPTIONS}
+    assert step_trace.traced("blocks") == {name: {"trace": True} for name in ("embedding", "attention_block", "ffn_block", "lm_head")}
+    assert list(step_trace.traced("whole")) == ["embedding", "decoder_layer", "lm_head"]
 
 
 def test_there_is_memory_for_each_launch_of_one_step(monkeypatch: pytest.MonkeyPatch) -> None:

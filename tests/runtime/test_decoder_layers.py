@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import cfdsl as cf
+from fusions.decoder_layer import decoder_layer
 from fusions.embedding import embedding
 from fusions.ffn_block import ffn_block
 from fusions.lm_head import lm_head
@@ -40,6 +41,13 @@ def test_ffn_block_in_f16_for_an_h200(model: str) -> None:
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "smollm2-135m"])
 def test_lm_head(model: str, out: str) -> None:
     compiled(lm_head, model, out=out)
+
+
+@pytest.mark.parametrize("model", cf.PRESETS)
+def test_decoder_layer(model: str) -> None:
+    kernel = compiled(decoder_layer, model)
+    assert kernel.plan.needs_residency
+    assert sum(step.op == "grid_barrier" for step in kernel.plan.steps) == 4
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -11,6 +11,7 @@ from against import LIMIT, error
 import cfdsl as cf
 from cfdsl.errors import LengthOutOfRange
 from cfdsl.runtime.kernel import STATUS
+from fusions.decoder_layer import decoder_layer
 from fusions.embedding import embedding
 from fusions.ffn_block import ffn_block
 from fusions.lm_head import lm_head
@@ -26,11 +27,12 @@ def example(fusion: cf.Fusion, model: str | cf.ModelConfig, dtype: str = "bf16",
 
 
 def right_and_repeatable(
-    fusion: cf.Fusion, model: str | cf.ModelConfig, dtype: str, runs: int = 10, options: dict[str, Any] | None = None, **fields: Any
+    fusion: cf.Fusion, model: str | cf.ModelConfig, dtype: str, runs: int = 10, options: dict[str, Any] | None = None, length: int = 128,
+    **fields: Any,
 ) -> None:
     """Outputs start as NaN (indices: -1); every run writes all of them, and the same bits."""
     kernel = cf.compile(fusion, model, dtype=dtype, **(options or {}), **fields)
-    tensors = example(fusion, model, dtype, **(options or {}))
+    tensors = example(fusion, model, dtype, length=length, **(options or {}))
     want = fusion.reference(cf.models.resolve(model), tensors, "f64", **(options or {}))
     outputs = [arg.name for arg in kernel.args if arg.role == "output"]
     poison = {name: tensors[name].clone() for name in outputs}
@@ -55,6 +57,12 @@ def right_and_repeatable(
 @pytest.mark.parametrize("model", [SMALL, LARGE, "llama-3.1-8b"])
 def test_ffn_block(model: str, dtype: str) -> None:
     right_and_repeatable(ffn_block, model, dtype)
+
+
+@pytest.mark.parametrize("length", [0, 1, 333])
+@pytest.mark.parametrize(("model", "options"), [(SMALL, {}), (SMALL, {"qkv": "rows"}), ("llama-3.2-1b", {}), (LARGE, {})], ids=str)
+def test_decoder_layer(model: str, options: dict[str, Any], length: int) -> None:
+    right_and_repeatable(decoder_layer, model, "bf16", options=options, length=length)
 
 
 SCHEDULES = ({"stage_bytes": 4096}, {"stage_bytes": 32768}, {"cluster_size": 2}, {"cluster_size": 8}, {"warps": 16})

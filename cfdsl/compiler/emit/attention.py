@@ -14,19 +14,21 @@ def _angles(c: Context, p: dict[str, Any]) -> Lines:
     cos, sin = p["out"]
     limit, row = f"n_{symbol(c, p['cos'])}", cos.replace("cosine", "position")
     return [
-        f"{row} = kv.clamp({name(p['pos'])}[0], 0, {limit} - 1)",
+        f"{row}_given = {name(p['pos'])}[0]",
+        f"{row} = kv.clamp({row}_given, 0, {limit} - 1)",
         f"{cos}, {sin} = rope.angles({name(p['cos'])}, {name(p['sin'])}, {row}, {p['half']})",
     ]
 
 
 def _length(c: Context, p: dict[str, Any]) -> Lines:
-    return [f"{p['out']} = kv.clamp({name(p['length'])}[0], 0, n_{symbol(c, p['cache'] + '_k')})"]
+    given = f"{p['out']}_given"
+    return [f"{given} = {name(p['length'])}[0]", f"{p['out']} = kv.clamp({given}, 0, n_{symbol(c, p['cache'] + '_k')})"]
 
 
 def _flags(c: Context, p: dict[str, Any]) -> Lines:
     lines = []
-    for bit, variable, arg, cache, at in p["flags"]:
-        wrong = f"{variable} != {name(arg)}[{at}]"
+    for bit, variable, cache in p["flags"]:
+        wrong = f"{variable} != {variable}_given"
         if cache:  # a full cache has no room for the token that the call appends
             wrong = f"({wrong}) | ({variable} == n_{symbol(c, cache + '_k')})"
         lines.append(f"kv.flag(ws_sync.iterator + 1, kv.{bit}, {wrong})")
@@ -58,7 +60,7 @@ def _append(c: Context, p: dict[str, Any]) -> Lines:
     conditions = ["(rank == 0)"]
     if p["repeat"] > 1:
         conditions.append(f"(cluster % {p['repeat']} == 0)")
-    conditions += [f"({p['tokens']} == {name(p['length'])}[0])", f"({p['tokens']} < n_{symbol(c, cache.name + '_k')})"]
+    conditions += [f"({p['tokens']} == {p['tokens']}_given)", f"({p['tokens']} < n_{symbol(c, cache.name + '_k')})"]
     base = f"{head_base(c, cache)} + Int64({p['tokens']}) * {stride}"
     call = f"kv.append({name(cache.name + '_k')}, {name(cache.name + '_v')}, {p['k']}, {p['v']}, {cache.heads}, {cache.dim}, {base}"
     return [f"if {' & '.join(conditions)}:", f"    {call}, {head_stride(c, cache)}, THREADS)"]

@@ -95,6 +95,8 @@ def fragment(expr: Expr, shape: str) -> str:
         return f"terms.load({expr.name}, {expr.args[0].name}, {', '.join(map(str, expr.terms))}, {shape})"
     if expr.kind == "var":
         return expr.name
+    if expr.kind == "fetched":
+        return f"frag.widen({expr.name})"
     return _pointwise(expr, [fragment(arg, shape) for arg in expr.args])
 
 

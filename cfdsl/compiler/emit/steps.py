@@ -19,7 +19,8 @@ PRIMITIVES = (
     "cluster_gather.push", "cluster_reduce.combine_lse", "cluster_reduce.merge_lse", "cluster_reduce.push",
     "cluster_reduce.push_lse", "cluster_reduce.push_scalar", "cluster_reduce.scatter", "cluster_reduce.sum_rows",
     "cluster_reduce.sum_scalar", "cta.arena", "cta.barriers", "cta.consumer_sync", "cta.piece", "cta.row", "cta.thread", "cta.view",
-    "cta.warp", "exchange.arm", "exchange.init", "exchange.wait", "frag.hold", "frag.load", "frag.store", "gemv.rows", "gemv.total",
+    "cta.warp", "exchange.arm", "exchange.init", "exchange.wait", "frag.fetch", "frag.hold",
+    "frag.load", "frag.store", "frag.widen", "gemv.rows", "gemv.total",
     "grid.add", "grid.barrier", "grid.fetch", "grid.keep", "grid.phase",
     "kv.LENGTH_CLAMPED", "kv.POSITION_CLAMPED", "kv.TOKEN_CLAMPED", "kv.append", "kv.clamp", "kv.flag",
     "multicast.gather", "pointwise.gelu", "pointwise.silu",
@@ -32,6 +33,12 @@ PRIMITIVES = (
 
 def _fragment(c: Context, p: dict[str, Any]) -> Lines:
     return [f"{p['out']} = {bare(fragment(p['tree'], c.fragment(p['tiles'])))}"]
+
+
+def _fetch_fragment(c: Context, p: dict[str, Any]) -> Lines:
+    leaf = p["tree"]
+    start = "" if leaf.offset == Affine() else f", {leaf.offset}"
+    return [f"{p['out']} = frag.fetch({name(leaf.name)}, {c.fragment(p['tiles'])}{start})"]
 
 
 def _slice(c: Context, p: dict[str, Any]) -> Lines:
@@ -51,7 +58,7 @@ def _argmax(c: Context, p: dict[str, Any]) -> Lines:
 
 
 def _index(c: Context, p: dict[str, Any]) -> Lines:
-    return [f"{p['out']} = kv.clamp({name(p['token'])}[{p['at']}], 0, {p['rows']} - 1)"]
+    return [f"{p['out']}_given = {name(p['token'])}[{p['at']}]", f"{p['out']} = kv.clamp({p['out']}_given, 0, {p['rows']} - 1)"]
 
 
 def _rms(c: Context, p: dict[str, Any]) -> Lines:
@@ -132,7 +139,7 @@ def tiles_of(c: Context, tiles: Any) -> int | str:
 
 
 EMITTERS: dict[str, Callable[[Context, dict[str, Any]], Lines]] = {
-    "fragment": _fragment, "slice": _slice, "mean_square": _mean_square, "argmax": _argmax,
+    "fragment": _fragment, "fetch_fragment": _fetch_fragment, "slice": _slice, "mean_square": _mean_square, "argmax": _argmax,
     "index": _index, "rms": _rms, "gemv": _gemv, "sync": _sync, "finish": _finish, "concat": _concat,
     "store_vector": _store_vector, "store_rows": _store_rows, "store_fragment": _store_fragment, "atomic_add": _atomic_add, **EXCHANGES,
     **ATTENTION,

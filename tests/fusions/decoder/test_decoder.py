@@ -69,6 +69,24 @@ def test_steps_equal_plain_pytorch(fields: dict[str, Any], dtype: str) -> None:
     assert decoder.status() == ()
 
 
+@pytest.mark.parametrize("qkv", ["grid", "rows"])
+def test_a_layer_as_one_kernel_or_as_two(qkv: str) -> None:
+    """The same sums; only that the residual stream is not rounded to 16 bits between the two blocks of a layer."""
+    model = TINY.with_(layers=3)  # an odd number: the last layer's result is in the other of the two buffers
+    weights = random_weights(model, "f16")
+    blocks = make(model, weights=weights)
+    whole = make(model, weights=weights, layers="whole", settings={"decoder_layer": {"qkv": qkv}})
+    assert [name for name, _ in whole.kernels] == ["embedding", *["decoder_layer"] * 3, "lm_head"]
+    tokens, want = run(blocks, PROMPT, 8)
+    for token in PROMPT:
+        whole.token.fill_(token)
+        whole.step()
+    for token, logits in zip(tokens, want, strict=True):  # fed with the other's tokens, so that a tie cannot part their ways
+        assert (whole.logits[0] - logits).norm() < 3e-3 * logits.norm()
+        whole.token.fill_(token)
+        whole.step()
+
+
 def test_generate_is_the_same_as_steps_and_begins_anew_each_time() -> None:
     decoder = make()
     want, _ = run(decoder, PROMPT, 8)
@@ -149,10 +167,11 @@ def test_launches_come_in_the_models_order_and_share_kernels() -> None:
     assert [launch.layer for launch in decoder.launches] == [None, 0, 0, 1, 1, None]
 
 
-def test_no_kernel_writes_what_it_reads_and_each_reads_what_the_one_before_wrote() -> None:
+@pytest.mark.parametrize("layers", ["blocks", "whole"])
+def test_no_kernel_writes_what_it_reads_and_each_reads_what_the_one_before_wrote(layers: str) -> None:
     """What the two activation buffers rely on: a kernel may still be reading its inputs while it stores."""
     before: set[int] = set()
-    for launch in make().launches:
+    for launch in make(layers=layers).launches:
         roles = list(zip(launch.kernel.args, launch.args, strict=True))
         written = {tensor.data_ptr() for arg, tensor in roles if arg.role == "output"}
         read = {tensor.data_ptr() for arg, tensor in roles if arg.role in ("input", "weight")}
@@ -267,6 +286,10 @@ def test_settings_that_make_no_sense_are_all_named() -> None:
     with pytest.raises(Errors) as caught:
         Decoder(TINY, {}, capacity=0, dtype="f64", backend="oracle", part="h100-sxm", settings={"ffn": {}})
     assert [error.argument for error in caught.value.errors] == ["capacity", "dtype", "part", "settings"]  # type: ignore[attr-defined]
+    with pytest.raises(ArgumentError, match="argument 'layers' must be 'blocks' or 'whole', got 'fused'"):
+        make(layers="fused")
+    with pytest.raises(ArgumentError, match="a dictionary by fusion: embedding, decoder_layer, lm_head, got 'ffn_block'"):
+        make(layers="whole", settings={"ffn_block": {}})
     with pytest.raises(ArgumentError, match="argument 'backend' must be 'kernel' or 'oracle', got 'gpu'"):
         Decoder(TINY, {}, capacity=8, backend="gpu")
 
