@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 import cfdsl as cf
-from fusions.decoder.step import LAYERS, options
+from fusions.decoder.step import GIVEN, LAYERS, options
 from fusions.decoder.weights import DTYPES
 
 BACKENDS = ("kernel", "oracle")
 
 
-def setting_errors(
-    capacity: int, dtype: str, backend: str, part: Any, layers: str, settings: Mapping[str, Any]
-) -> Iterator[cf.CfdslError]:
+def setting_errors(capacity: int, dtype: str, backend: str, part: Any, layers: str, settings: Mapping[str, Any]) -> Iterator[cf.CfdslError]:
     """Arguments of the decoder that are no tensors."""
     if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
         yield _argument("capacity", "a positive number of tokens", capacity)
@@ -30,9 +28,29 @@ def setting_errors(
     if layers not in LAYERS:
         yield _argument("layers", " or ".join(map(repr, LAYERS)), layers)
         return
-    for name in settings:
-        if name not in options(layers):
-            yield _argument("settings", f"a dictionary by fusion: {', '.join(options(layers))}", name)
+    needed = options(layers)
+    given: object = settings  # whatever a caller passed
+    if not isinstance(given, Mapping):
+        yield _argument("settings", f"a dictionary by fusion: {', '.join(needed)}", settings)
+        return
+    for name, chosen in settings.items():
+        if name not in needed:
+            yield _argument("settings", f"a dictionary by fusion: {', '.join(needed)}", name)
+        elif not isinstance(chosen, Mapping):
+            yield _argument(f"settings[{name!r}]", f"a dictionary of options of {name} and fields of its config", chosen)
+        else:
+            yield from _fixed(name, chosen, needed[name])
+
+
+def _fixed(name: str, chosen: Mapping[str, Any], needed: Mapping[str, Any]) -> Iterator[cf.CfdslError]:
+    """Settings of one fusion that are not the caller's to choose."""
+    for key, value in chosen.items():
+        argument, advice = f"settings[{name!r}][{key!r}]", f"leave {key!r} out of settings"
+        if key in GIVEN:
+            yield cf.errors.ArgumentError(argument=argument, expected="what the decoder itself says", got=repr(value), advice=advice)
+        elif key in needed and value != needed[key]:
+            expected = f"{needed[key]!r}, which the rest of a step needs"
+            yield cf.errors.ArgumentError(argument=argument, expected=expected, got=repr(value), advice=advice)
 
 
 def cache_errors(

@@ -31,7 +31,8 @@ class Decoder:
     backend    "kernel": on the GPU. "oracle": on the CPU, by the oracle (slow: for tests and for looking)
     part       what to compile for; None: the GPU at hand
     layers     "blocks": two kernels per layer. "whole": one, decoder_layer
-    settings   by fusion's name, what `cfdsl.compile` (or `cfdsl.oracle`) shall be told: {"attention_block": {"qkv": "rows"}}
+    settings   by fusion's name, what `cfdsl.compile` (or `cfdsl.oracle`) shall be told: {"attention_block": {"qkv": "rows"}}; not the
+               options that make the fusions fit together (`fusions.decoder.step.options`)
 
     `token`, `next_token`, `length` (1,) i32 and `logits` (1, vocab) f32 are on the device and never move: set `token` and `length`,
     call `step`, read `logits` and `next_token`. Not for two streams at the same time.

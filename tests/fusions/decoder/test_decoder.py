@@ -294,6 +294,29 @@ def test_settings_that_make_no_sense_are_all_named() -> None:
         Decoder(TINY, {}, capacity=8, backend="gpu")
 
 
+def test_what_a_step_needs_of_its_fusions_is_not_for_settings() -> None:
+    how = {
+        "attention_block": {"layout": "bthd", "residual": True, "qkv": "rows"},
+        "lm_head": {"out": "logits", "dtype": "f16"}, "ffn_block": 3,
+    }  # fmt: skip
+    with pytest.raises(Errors) as caught:
+        make(settings=how)
+    assert [error.message for error in caught.value.errors] == [
+        "argument \"settings['attention_block']['layout']\" must be 'bhtd', which the rest of a step needs, got 'bthd'.",
+        "argument \"settings['attention_block']['residual']\" must be False, which the rest of a step needs, got True.",
+        "argument \"settings['lm_head']['out']\" must be 'both', which the rest of a step needs, got 'logits'.",
+        "argument \"settings['lm_head']['dtype']\" must be what the decoder itself says, got 'f16'.",
+        "argument \"settings['ffn_block']\" must be a dictionary of options of ffn_block and fields of its config, got 3.",
+    ]
+    with pytest.raises(ArgumentError, match="must be 'both'.*got 'token'"):
+        make(settings={"lm_head": {"out": "token"}})
+    with pytest.raises(ArgumentError, match="must be 'bhtd'.*got 'bthd'"):
+        make(layers="whole", settings={"decoder_layer": {"layout": "bthd"}})
+    with pytest.raises(ArgumentError, match="argument 'settings' must be a dictionary by fusion: embedding.*got 'rows'"):
+        make(settings="rows")
+    make(settings={"lm_head": {"out": "both"}})  # as it is anyway
+
+
 def test_counting_and_advancing_as_one_is_the_same_as_one_after_the_other() -> None:
     one, two = make(), make()
     for decoder in (one, two):
