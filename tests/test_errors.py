@@ -239,6 +239,11 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: call it with one; or unpatch(model), and Hugging Face computes it.",
     ),
     (
+        errors.PeerUnsupported(model="small", reasons=["its rotary pairs are interleaved", "it rotates 32 dimensions"]),
+        "LlamaForCausalLM cannot be small: its rotary pairs are interleaved; it rotates 32 dimensions.\n"
+        "  remedy: measure without it (--no-peers), or a model without these.",
+    ),
+    (
         errors.NotPatched(model="the LlamaForCausalLM"),
         "the LlamaForCausalLM is not patched.\n  remedy: call unpatch once, on the model that patch was called on.",
     ),

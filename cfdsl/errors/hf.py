@@ -30,6 +30,19 @@ class DecodeRefused(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
+class PeerUnsupported(CfdslError):
+    """A model whose decode Hugging Face's LlamaForCausalLM cannot be measured for: it would compute something else."""
+
+    model: str
+    reasons: Sequence[str]
+    _remedy = "measure without it (--no-peers), or a model without these."
+
+    @property
+    def message(self) -> str:  # one line: a benchmark's list of what was left out has one per peer
+        return f"LlamaForCausalLM cannot be {self.model}: {'; '.join(self.reasons)}."
+
+
+@dataclass(eq=False, kw_only=True)
 class NotPatched(CfdslError):
     """unpatch() of a model that is not patched."""
 
