@@ -197,6 +197,11 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: compile it with trace=True.",
     ),
     (
+        errors.SequenceSuperseded(yielded=2),
+        "the decoder has begun another sequence since this generator yielded its token 2: the caches are no longer its own.\n"
+        "  remedy: use up one generator before the next begins, or make a decoder for each (weights are shared between them, not copied).",
+    ),
+    (
         errors.RecordingFull(kernel="rms_norm_1234", room=2),
         "the recording has room for 2 launches of rms_norm_1234, and this is one more.\n"
         "  remedy: open it with more: recording(kernels, launches=...).",

@@ -20,6 +20,7 @@ from cfdsl.errors.runtime import (
     MarksMissing,
     NotTraced,
     RecordingFull,
+    SequenceSuperseded,
 )
 from cfdsl.errors.sizes import (
     ClusterSizeUnsupported,
@@ -83,6 +84,7 @@ __all__ = [
     "PlacementMismatch",
     "PlanError",
     "RecordingFull",
+    "SequenceSuperseded",
     "ShapeMismatch",
     "ShardDoesNotDivide",
     "SharedMemoryExceeded",

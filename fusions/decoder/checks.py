@@ -71,29 +71,5 @@ def cache_errors(
                 yield cf.errors.ArgumentError(argument=f"caches[{layer}] {name}", expected=what, got=got)
 
 
-def generate_errors(model: cf.ModelConfig, capacity: int, prompt: Any, new: int, sampler: Any = None) -> Iterator[cf.CfdslError]:
-    """A prompt that is not one sequence of the model's tokens, or has no room together with the new ones; a sampler that is none."""
-    if sampler is not None and not callable(sampler):
-        yield _argument("sampler", "None or a function of logits, such as fusions.decoder.Sampler(temperature=0.8)", sampler)
-    if isinstance(prompt, str):
-        yield _argument("prompt_ids", "tokens, which a tokenizer makes of a text", prompt)
-        return
-    if isinstance(prompt, Tensor) and prompt.dim() == 2 or any(isinstance(row, (list, tuple)) for row in prompt):
-        if len(prompt) == 1:
-            yield cf.errors.ArgumentError(argument="prompt_ids", expected="a flat sequence of tokens", got="a batch of one such sequence")
-        else:
-            yield cf.errors.BatchUnsupported(batch=len(prompt))
-        return
-    if not len(prompt):
-        yield cf.errors.ArgumentError(argument="prompt_ids", expected="at least one token", got="none")
-    outside = [int(token) for token in prompt if not 0 <= int(token) < model.vocab]
-    if outside:
-        yield cf.errors.ArgumentError(argument="prompt_ids", expected=f"tokens from 0 to {model.vocab - 1}", got=str(outside))
-    if not isinstance(new, int) or isinstance(new, bool) or new < 1:
-        yield _argument("max_new_tokens", "a positive number", new)
-    elif len(prompt) + new > capacity:
-        yield cf.errors.CapacityExceeded(prompt=len(prompt), new=new, capacity=capacity)
-
-
 def _argument(name: str, expected: str, got: object) -> cf.CfdslError:
     return cf.errors.ArgumentError(argument=name, expected=expected, got=repr(got))
