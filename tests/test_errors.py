@@ -249,6 +249,12 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: measure without it (--no-peers), or a model without these.",
     ),
     (
+        errors.PatchedCopy(model="the LlamaForCausalLM"),
+        "the LlamaForCausalLM is patched and cannot be copied or pickled: graphs and caches on the GPU, and the weights that they read, "
+        "are its own.\n  remedy: call cfdsl.hf.unpatch(model) first, and patch the copy if need be; model.state_dict() and save_pretrained "
+        "work as they are.",
+    ),
+    (
         errors.NotPatched(model="the LlamaForCausalLM"),
         "the LlamaForCausalLM is not patched.\n  remedy: call unpatch once, on the model that patch was called on.",
     ),

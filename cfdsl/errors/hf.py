@@ -43,6 +43,15 @@ class PeerUnsupported(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
+class PatchedCopy(CfdslError):
+    """A patched model was to be copied or pickled as it is."""
+
+    model: str
+    _says = "{model} is patched and cannot be copied or pickled: graphs and caches on the GPU, and the weights that they read, are its own."
+    _remedy = "call cfdsl.hf.unpatch(model) first, and patch the copy if need be; model.state_dict() and save_pretrained work as they are."
+
+
+@dataclass(eq=False, kw_only=True)
 class NotPatched(CfdslError):
     """unpatch() of a model that is not patched."""
 

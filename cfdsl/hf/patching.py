@@ -7,12 +7,12 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
-from cfdsl.errors import NotPatched, raise_all
+from cfdsl.errors import NotPatched, PatchedCopy, raise_all
 from cfdsl.hf import call_checks, checks
 from cfdsl.hf.alterations import Watch
 from cfdsl.hf.caches import has_tokens, static_tensors, tokens_before
@@ -70,6 +70,10 @@ class Patched:
         self.backend = backend
         self.dtype = checks.DTYPES[next(model.parameters()).dtype]
         self.sessions: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()
+
+    def __reduce__(self) -> NoReturn:
+        """Copying and pickling a model come by here, through its attributes."""
+        raise PatchedCopy(model=f"the {type(self.model).__name__}")
 
     @property
     def model(self) -> Any:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +17,7 @@ from plain_decoder import PlainDecoder
 from tiny import PROMPT, assert_same, generated, tiny
 
 import cfdsl as cf
+from cfdsl.errors import PatchedCopy
 from cfdsl.hf import patch, unpatch
 
 pytestmark = pytest.mark.usefixtures("plain")
@@ -165,6 +172,21 @@ def test_a_session_per_cache_that_goes_with_it() -> None:
     model.model.embed_tokens.weight.data = model.model.embed_tokens.weight.data.clone()
     model(torch.tensor([[5]]), past_key_values=two)
     assert len(PlainDecoder.made) == 1  # the weights moved
+
+
+WAYS = {"copy": copy.deepcopy, "pickle": pickle.dumps, "save": lambda model: torch.save(model, io.BytesIO())}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_patched_model_is_not_copied(way: Callable[[Any], object], tmp_path: Path) -> None:
+    model = tiny()
+    patch(model, backend="oracle")
+    with pytest.raises(PatchedCopy, match="the LlamaForCausalLM is patched and cannot be copied or pickled"):
+        way(model)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    unpatch(model)
+    way(model)
 
 
 def test_the_face() -> None:
