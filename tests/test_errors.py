@@ -256,7 +256,7 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
     ),
     (
         errors.NotPatched(model="the LlamaForCausalLM"),
-        "the LlamaForCausalLM is not patched.\n  remedy: call unpatch once, on the model that patch was called on.",
+        "the LlamaForCausalLM is not patched.\n  remedy: give the model that patch was called on, before unpatch was.",
     ),
     (
         errors.PackageMissing(package="tokenizers", needs="reading tokenizer.json"),

@@ -53,11 +53,11 @@ class PatchedCopy(CfdslError):
 
 @dataclass(eq=False, kw_only=True)
 class NotPatched(CfdslError):
-    """unpatch() of a model that is not patched."""
+    """unpatch() or status() of a model that is not patched."""
 
     model: str
     _says = "{model} is not patched."
-    _remedy = "call unpatch once, on the model that patch was called on."
+    _remedy = "give the model that patch was called on, before unpatch was."
 
 
 @dataclass(eq=False, kw_only=True)

@@ -12,6 +12,7 @@ from cfdsl.errors import CfdslError, DecodeRefused
 from cfdsl.hf.caches import KNOWN, static_tensors
 from cfdsl.models import ModelConfig
 
+INDEX_DTYPES = (torch.int64, torch.int32)  # what an embedding takes
 UNWANTED = {"output_attentions": "attention weights", "output_hidden_states": "hidden states"}
 
 
@@ -41,10 +42,14 @@ def sliding_window(model: Any) -> int | None:
 
 def _call(model: Any, call: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     ids = call.get("input_ids")
-    if ids is None:
-        yield "it gives inputs_embeds", "give input_ids: the kernels look embeddings up themselves"
-    elif ids.shape[0] != 1:
-        yield f"it has a batch of {ids.shape[0]} sequences", "decode one sequence at a time"
+    if call.get("inputs_embeds") is not None:
+        both = "it gives inputs_embeds" if ids is None else "it gives both input_ids and inputs_embeds"
+        yield both, "give input_ids alone: the kernels look embeddings up themselves"
+    if ids is not None:
+        yield from _ids(ids)
+    mask: object = single_mask(call.get("attention_mask"))
+    if mask is not None and not isinstance(mask, Tensor):
+        yield f"its attention_mask is a {type(mask).__name__}", "give a tensor, or none"
     for name, what in UNWANTED.items():
         asked = call.get(name)
         if asked if asked is not None else getattr(model.config, name, False):
@@ -55,6 +60,15 @@ def _call(model: Any, call: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "it has a cache and use_cache=False", "leave use_cache out"
     if model.training:
         yield "the model is in training mode", "call model.eval()"
+
+
+def _ids(ids: Tensor) -> Iterator[tuple[str, str]]:
+    if ids.dim() != 2:
+        yield f"its input_ids are of shape {tuple(ids.shape)}", "give input_ids of shape (1, 1)"
+    elif ids.shape[0] != 1:
+        yield f"it has a batch of {ids.shape[0]} sequences", "decode one sequence at a time"
+    if ids.dtype not in INDEX_DTYPES:
+        yield f"its input_ids are {str(ids.dtype).removeprefix('torch.')}", "give input_ids in int64 or int32"
 
 
 def _cache(model: Any, sizes: ModelConfig, cache: Any) -> Iterator[tuple[str, str]]:
@@ -91,17 +105,19 @@ def _cache(model: Any, sizes: ModelConfig, cache: Any) -> Iterator[tuple[str, st
 def causal(mask: Tensor | None, position_ids: Tensor | None, length: Tensor, capacity: int) -> Tensor:
     """Whether a call attends to all `length` cached tokens and its own, at position `length`, and fits: a bool on the device, 0-d.
 
-    mask: (1, n) of ones, or (1, 1 or heads, 1, n) of bools, or of numbers to add (0 for a token that is attended to).
-    length: 0-d integers, on the mask's device. Launches a few small kernels, and does not wait for them.
+    mask: (1, n), not 0 for a token that is attended to, with n tokens or more; or (1, 1 or heads, 1, n) of bools, or of numbers to add
+    (0 for a token that is attended to). length: 0-d integers, on the mask's device. Launches a few small kernels, and does not wait for
+    them.
     """
     good = length < capacity
     if position_ids is not None:
         good = good & (position_ids.reshape(-1)[-1] == length)
     if mask is None:
         return good
+    cached = torch.arange(mask.shape[-1], device=mask.device) <= length
+    good = good & (length < mask.shape[-1])  # Hugging Face attends to nothing behind the end of a mask
     if mask.dim() == 2:
-        return good & (mask != 0).all()
+        return good & ((mask != 0) | ~cached).all()  # what is behind the last token may be anything: it is masked as the future
     row = mask[:1, :, -1:]
     attended = row if row.dtype == torch.bool else row == 0
-    expected = torch.arange(mask.shape[-1], device=mask.device) <= length
-    return good & (attended == expected).all()
+    return good & (attended == cached).all()

@@ -47,6 +47,15 @@ def unpatch(model: nn.Module) -> None:
         del model.__dict__[name]
 
 
+def status(model: nn.Module, clear: bool = False) -> tuple[str, ...]:
+    """See `cfdsl.hf.status`."""
+    state = model.__dict__.get(STATE)
+    if state is None:
+        raise NotPatched(model=f"the {type(model).__name__}")
+    flagged = [session.decoder.status(clear) for session in state.sessions.values()]
+    return tuple(dict.fromkeys(text for texts in flagged for text in texts))
+
+
 def _bound(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments by name."""
     found = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
@@ -58,7 +67,8 @@ def is_decode(call: Mapping[str, Any]) -> bool:
     given = call.get("input_ids")
     if given is None:
         given = call.get("inputs_embeds")
-    return given is not None and given.shape[1] == 1 and has_tokens(call.get("past_key_values"))
+    one = isinstance(given, torch.Tensor) and given.dim() > 1 and given.shape[1] == 1
+    return one and has_tokens(call.get("past_key_values"))
 
 
 class Patched:

@@ -191,3 +191,4 @@ def test_a_patched_model_is_not_copied(way: Callable[[Any], object], tmp_path: P
 
 def test_the_face() -> None:
     assert cf.hf.patch is patch
+    assert set(cf.hf.__all__) == {"patch", "status", "unpatch"}

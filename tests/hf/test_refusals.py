@@ -83,6 +83,19 @@ def test_all_that_is_wrong_with_a_call_is_said_at_once() -> None:
     assert PlainDecoder.made == []
 
 
+def test_ids_that_are_none(plain: type[PlainDecoder]) -> None:
+    model = tiny()
+    patch(model, backend="oracle")
+    cache = prefilled(model)
+    both = {"inputs_embeds": torch.zeros(1, 1, 128, dtype=torch.bfloat16), "past_key_values": cache}
+    assert "it gives both input_ids and inputs_embeds" in refused(model, **both)
+    assert "its input_ids are float32" in refused(model, torch.tensor([[5.0]]), past_key_values=cache)
+    assert "its input_ids are of shape (1, 1, 2)" in refused(model, torch.tensor([[[5, 5]]]), past_key_values=cache)
+    assert "its attention_mask is a str" in refused(model, past_key_values=cache, attention_mask="all")
+    assert plain.made == []
+    model(torch.tensor([[5]], dtype=torch.int32), past_key_values=cache)
+
+
 def test_tuples_of_early_versions_are_refused() -> None:
     model = tiny()
     patch(model, backend="oracle")
@@ -121,6 +134,9 @@ def test_a_window_shorter_than_the_cache() -> None:
     "call",
     [
         {"attention_mask": torch.tensor([[0] + [1] * 8])},
+        {"attention_mask": torch.ones(1, 8)},
+        {"attention_mask": torch.ones(1, 3, dtype=torch.long)},
+        {"attention_mask": torch.ones(1, 1, 1, 5, dtype=torch.bool)},
         {"attention_mask": (torch.arange(64) > 0)[None, None, None] & (torch.arange(64) <= 8)},
         {"attention_mask": torch.where(torch.arange(64) <= 7, 0.0, -1e9)[None, None, None]},
         {"position_ids": torch.tensor([[7]])},
@@ -136,6 +152,19 @@ def test_padding_and_odd_positions(call: dict[str, Any]) -> None:
     fine = {"attention_mask": (torch.arange(64) <= 8)[None, None, None], "position_ids": torch.tensor([[8]])}
     model(torch.tensor([[5]]), past_key_values=cache, **fine)
     assert int(cache.get_seq_length()) == 9
+
+
+@pytest.mark.parametrize("more", [torch.ones(1, 11), torch.tensor([[1] * 9 + [0] * 55]), torch.ones(1, 64, dtype=torch.bool)])
+def test_masks_longer_than_the_sequence_say_nothing_of_it(more: torch.Tensor) -> None:
+    """As in Hugging Face's own computation: what is behind the last token is masked as the future in any case."""
+    model = tiny()
+    want, masked = (
+        model(torch.tensor([[5]]), past_key_values=prefilled(model), attention_mask=mask).logits for mask in (torch.ones(1, 9), more)
+    )
+    assert masked.equal(want)
+    patch(model, backend="oracle")
+    got = model(torch.tensor([[5]]), past_key_values=prefilled(model), attention_mask=more).logits
+    assert (got - want).norm() < 2e-2 * want.norm()
 
 
 def test_a_full_cache_is_refused() -> None:
