@@ -304,8 +304,13 @@ PRESETS: dict[str, ModelConfig] = {model.name: model for model in _ALL}
 
 
 def resolve(model: ModelConfig | str | PathLike[str]) -> ModelConfig:
-    """A ModelConfig as it is, a preset by its name, or a config.json (or its folder) by its path."""
+    """A ModelConfig as it is, a preset by its name, or a config.json (or its folder) by its path. Raises ArgumentError for anything else,
+    and what `ModelConfig.from_hf` raises."""
     if isinstance(model, ModelConfig):
         return model
+    given: object = model  # whatever a caller passed
+    if not isinstance(given, (str, PathLike, Mapping)):
+        expected = "a ModelConfig, the name of a preset, or the path of a config.json"
+        raise ArgumentError(argument="model", expected=expected, got=repr(given))
     preset = PRESETS.get(str(model))
     return preset or ModelConfig.from_hf(model)

@@ -197,6 +197,11 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: compile it with trace=True.",
     ),
     (
+        errors.TokenOutOfRange(token=-1, vocab=320),
+        "token -1 was chosen, of a vocabulary of 320.\n  remedy: return tokens of the model, if the sampler is your own; a Sampler says -1 "
+        "of logits that are not numbers: look at the weights, and at the decoder's status().",
+    ),
+    (
         errors.SequenceSuperseded(yielded=2),
         "the decoder has begun another sequence since this generator yielded its token 2: the caches are no longer its own.\n"
         "  remedy: use up one generator before the next begins, or make a decoder for each (weights are shared between them, not copied).",

@@ -21,6 +21,7 @@ from cfdsl.errors.runtime import (
     NotTraced,
     RecordingFull,
     SequenceSuperseded,
+    TokenOutOfRange,
 )
 from cfdsl.errors.sizes import (
     ClusterSizeUnsupported,
@@ -91,6 +92,7 @@ __all__ = [
     "SharedMemoryExceeded",
     "SourceLine",
     "TextSyntax",
+    "TokenOutOfRange",
     "TraceError",
     "UnknownModel",
     "UnknownOption",

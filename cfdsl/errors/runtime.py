@@ -96,6 +96,19 @@ class SequenceSuperseded(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
+class TokenOutOfRange(CfdslError):
+    """What was chosen from the logits of a step is no token of the model."""
+
+    token: int
+    vocab: int
+    _says = "token {token} was chosen, of a vocabulary of {vocab}."
+    _remedy = (
+        "return tokens of the model, if the sampler is your own; a Sampler says -1 of logits that are not numbers: look at the weights, "
+        "and at the decoder's status()."
+    )
+
+
+@dataclass(eq=False, kw_only=True)
 class LengthOutOfRange(CfdslError):
     """A cache length or position is negative or too large."""
 

@@ -116,8 +116,9 @@ class NoTarget(CfdslError):
 
     needs: str = "a GPU of compute capability 9.0"
     found: str = "no GPU"
+    without: str = "compiling and inspecting work without one when a part is named (part='h100-sxm')"
     _says = "this needs {needs}, found {found}."
-    _remedy = "run it on such a machine; compiling and inspecting work without one when a part is named (part='h100-sxm')."
+    _remedy = "run it on such a machine; {without}."
 
 
 @dataclass(eq=False, kw_only=True)

@@ -19,13 +19,13 @@ def setting_errors(capacity: int, dtype: str, backend: str, part: Any, layers: s
     """Arguments of the decoder that are no tensors."""
     if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
         yield _argument("capacity", "a positive number of tokens", capacity)
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         yield _argument("dtype", "'bf16' or 'f16'", dtype)
     if backend not in BACKENDS:
         yield _argument("backend", "'kernel' or 'oracle'", backend)
     if backend == "oracle" and part is not None:
         yield _argument("part", "None with backend 'oracle', which compiles nothing", part)
-    if layers not in LAYERS:
+    if not isinstance(layers, str) or layers not in LAYERS:
         yield _argument("layers", " or ".join(map(repr, LAYERS)), layers)
         return
     needed = options(layers)
@@ -54,21 +54,46 @@ def _fixed(name: str, chosen: Mapping[str, Any], needed: Mapping[str, Any]) -> I
 
 
 def cache_errors(
-    model: cf.ModelConfig, caches: Sequence[tuple[Tensor, Tensor]], capacity: int, dtype: torch.dtype
+    model: cf.ModelConfig, caches: Any, capacity: int, dtype: torch.dtype, device: torch.device | None
 ) -> Iterator[cf.CfdslError]:
-    """The caller's caches: a pair per layer, each (1, kv_heads, capacity, head_dim)."""
-    shape = (1, model.kv_heads, capacity, model.head_dim)
+    """The caller's caches: a pair per layer, each (1, kv_heads, capacity, head_dim) and a tensor of its own, on `device` (None: any)."""
+    if not isinstance(caches, Sequence) or isinstance(caches, str):
+        yield _argument("caches", f"{model.layers} pairs, one per layer", caches)
+        return
     if len(caches) != model.layers:
         yield cf.errors.ArgumentError(argument="caches", expected=f"{model.layers} pairs, one per layer", got=f"{len(caches)} of them")
-    batches = {cache.shape[0] for pair in caches for cache in pair if cache.dim() == 4}
-    for batch in sorted(batches - {1}):
-        yield cf.errors.BatchUnsupported(batch=batch)
-    what = f"a contiguous {str(dtype).removeprefix('torch.')} tensor of shape {shape}"
+    pairs: dict[str, Tensor] = {}
     for layer, pair in enumerate(caches):
-        for name, cache in zip("kv", pair, strict=True):
-            if tuple(cache.shape)[1:] != shape[1:] or cache.dtype != dtype or not cache.is_contiguous():
-                got = f"a {str(cache.dtype).removeprefix('torch.')} one of shape {tuple(cache.shape)} and strides {cache.stride()}"
-                yield cf.errors.ArgumentError(argument=f"caches[{layer}] {name}", expected=what, got=got)
+        if isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(cache, Tensor) for cache in pair):
+            pairs |= {f"caches[{layer}] {name}": cache for name, cache in zip("kv", pair, strict=True)}
+        else:
+            got = f"{len(pair)} tensors" if isinstance(pair, (tuple, list)) and len(pair) != 2 else repr(pair)
+            yield cf.errors.ArgumentError(argument=f"caches[{layer}]", expected="a pair of tensors, keys and values", got=got)
+    for batch in sorted({cache.shape[0] for cache in pairs.values() if cache.dim() == 4} - {1}):
+        yield cf.errors.BatchUnsupported(batch=batch)
+    yield from _cache_tensor_errors(pairs, (1, model.kv_heads, capacity, model.head_dim), dtype, device)
+
+
+def _cache_tensor_errors(
+    caches: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | None
+) -> Iterator[cf.CfdslError]:
+    on = "" if device is None else f" on {device}"
+    what = f"a contiguous {str(dtype).removeprefix('torch.')} tensor of shape {shape}{on}"
+    first: dict[int, str] = {}
+    for name, cache in caches.items():
+        fits = cache.shape[1:] == torch.Size(shape[1:]) and cache.dtype == dtype and cache.is_contiguous()
+        if not fits or device not in (None, cache.device):
+            kind = f"{str(cache.dtype).removeprefix('torch.')} one on {cache.device}"
+            got = f"a {kind} of shape {tuple(cache.shape)} and strides {cache.stride()}"
+            yield cf.errors.ArgumentError(argument=name, expected=what, got=got)
+        elif first.setdefault(cache.data_ptr(), name) != name:
+            yield cf.errors.ArgumentError(argument=name, expected="a tensor of its own", got=f"that of {first[cache.data_ptr()]}")
+
+
+def place_errors(backend: str, part: Any) -> Iterator[cf.CfdslError]:
+    """A decoder for the GPU at hand where there is none."""
+    if backend == "kernel" and part is None and not torch.cuda.is_available():
+        yield cf.errors.NoTarget(without="backend='oracle' runs the same graphs on the CPU, slowly; part='h100-sxm' only compiles")
 
 
 def _argument(name: str, expected: str, got: object) -> cf.CfdslError:

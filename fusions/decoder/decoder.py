@@ -10,7 +10,7 @@ from torch import Tensor
 
 import cfdsl as cf
 from fusions.decoder.capture import capture
-from fusions.decoder.checks import cache_errors, setting_errors
+from fusions.decoder.checks import cache_errors, place_errors, setting_errors
 from fusions.decoder.reading import Reader
 from fusions.decoder.request import choice_errors, end_list, room_errors, token_list, whole
 from fusions.decoder.sampling import Sample
@@ -38,7 +38,7 @@ class Decoder:
     `token`, `next_token`, `length` (1,) i32 and `logits` (1, vocab) f32 are on the device and never move: set `token` and `length`,
     call `step`, read `logits` and `next_token`. Not for two streams at the same time.
 
-    Raises one error, or Errors with all: WeightsMismatch, BatchUnsupported, ArgumentError.
+    Raises one error, or Errors with all: WeightsMismatch, BatchUnsupported, ArgumentError, NoTarget.
     """
 
     def __init__(
@@ -48,10 +48,12 @@ class Decoder:
     ) -> None:  # fmt: skip
         self.model, self.capacity, self.dtype, self.backend = cf.models.resolve(model), capacity, dtype, backend
         cf.errors.raise_all(setting_errors(capacity, dtype, backend, part, layers, settings or {}))
-        where = "cpu" if backend == "oracle" else "cuda" if part is None else None
-        wrong = weight_errors(self.model, weights, dtype, where)
+        nowhere = list(place_errors(backend, part))
+        where = "cpu" if backend == "oracle" else None if nowhere or part is not None else "cuda"
+        wrong = [*nowhere, *weight_errors(self.model, weights, dtype, where)]
         if caches is not None:
-            wrong += cache_errors(self.model, caches, capacity, DTYPES[dtype])
+            table = weights.get(EMBEDDING) if isinstance(weights, Mapping) else None
+            wrong += cache_errors(self.model, caches, capacity, DTYPES[dtype], table.device if isinstance(table, Tensor) else None)
         cf.errors.raise_all(wrong)
         self.device = weights[EMBEDDING].device
         self.runners: dict[str, Runner] = kernels(self.model, dtype, backend, part, capacity, layers, settings or {})
@@ -98,13 +100,20 @@ class Decoder:
     def capture(self, advance: bool = True) -> Callable[[], None]:
         """Record `step` (and `advance`) in a CUDA graph. Returns what replays it on the current stream; runs nothing now.
 
-        Raises ArgumentError with backend "oracle", which launches nothing that could be recorded.
+        Raises ArgumentError with backend "oracle", which launches nothing that could be recorded, and with weights that are not on a GPU.
         """
         if self.backend == "oracle":
             expected = "'kernel' for capture(): a CUDA graph is of kernels"
             raise cf.errors.ArgumentError(argument="backend", expected=expected, got=repr(self.backend), advice="call step() instead")
+        self._expect_gpu("capture()")
         self._warm_up()
         return capture(self.step_and_advance if advance else self.step, self.runners.values(), self.device)
+
+    def _expect_gpu(self, call: str) -> None:
+        """Kernels that were compiled for a part without a GPU have nothing to run on."""
+        if self.backend == "kernel" and self.device.type != "cuda":
+            advice = "make the decoder with its weights on a GPU; on a CPU, kernels are compiled and looked at"
+            raise cf.errors.ArgumentError(argument="weights", expected=f"on a GPU for {call}", got=f"those on {self.device}", advice=advice)
 
     def _warm_up(self) -> None:
         """Call torch's own kernels once and change nothing: the first call loads them, which a capture may not."""
@@ -137,6 +146,7 @@ class Decoder:
         prompt and the new tokens have no room, BatchUnsupported, ArgumentError. There is one sequence at a time: a generator whose decoder
         has begun another one since raises SequenceSuperseded.
         """
+        self._expect_gpu("generate()")
         prompt, ends = token_list(prompt_ids), end_list(eos)
         room = room_errors(self.model, self.capacity, prompt_ids, prompt, max_new_tokens)
         cf.errors.raise_all([*choice_errors(sampler, prefill, ends), *room])
@@ -156,6 +166,8 @@ class Decoder:
             if left and reader.asynchronous:
                 run()  # the GPU goes on while the host gets the token
             token = reader.end()
+            if not 0 <= token < self.model.vocab:
+                raise cf.errors.TokenOutOfRange(token=token, vocab=self.model.vocab)
             yield token
             if token in ends or not left:
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -18,11 +19,16 @@ def greedy(logits: Tensor) -> Tensor:
     return logits.argmax(-1).int()
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 @dataclass
 class Sampler:
     """Draws a token from softmax(logits / temperature), cut to the likeliest first: logits (batch, vocab) f32 -> (batch,) i32.
+    Where a row's logits are not numbers, or none is finite, it is -1: an error would have to wait for the GPU.
 
-    temperature   above 0; smaller is sharper
+    temperature   above 0, and not so small that float32 has no such number; smaller is sharper
     top_k         of the likeliest tokens only so many remain; 0: all
     top_p         of those, the fewest whose probabilities sum to at least this; 1: all. One always remains.
     generator     of the logits' device; seeded, it makes the draws repeatable. None: torch's own
@@ -37,25 +43,30 @@ class Sampler:
 
     def __post_init__(self) -> None:
         wrong = []
-        if not 0 < self.temperature < float("inf"):
-            wrong.append(("temperature", "a positive number (for the likeliest token each time, pass `greedy` as the sampler)"))
+        if not _number(self.temperature) or not torch.finfo(torch.float32).tiny <= self.temperature < float("inf"):
+            wrong.append(("temperature", "a positive float32 number (for the likeliest token each time, pass `greedy` as the sampler)"))
         if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 0:
             wrong.append(("top_k", "a number of tokens, or 0 for all"))
-        if not 0 < self.top_p <= 1:
+        if not _number(self.top_p) or not 0 < self.top_p <= 1:
             wrong.append(("top_p", "a probability above 0, up to 1"))
+        generator: object = self.generator  # whatever a caller passed
+        if generator is not None and not isinstance(generator, torch.Generator):
+            wrong.append(("generator", "a torch.Generator of the logits' device, or None"))
         cf.errors.raise_all(cf.errors.ArgumentError(argument=name, expected=what, got=repr(getattr(self, name))) for name, what in wrong)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Draw one token per row."""
-        scores, tokens = self._likeliest(logits.float() / self.temperature)
+        scores = logits.float()
+        scores, tokens = self._likeliest((scores - scores.amax(-1, keepdim=True)) / self.temperature)  # up to 0: no quotient overflows
         if self.top_p < 1:
             probabilities = scores.softmax(-1)
             ahead = probabilities.cumsum(-1) - probabilities  # of the tokens before each one
             scores = scores.masked_fill(ahead >= self.top_p, float("-inf"))
         # The Gumbel trick: torch.multinomial would read back whether the probabilities are valid, and so wait for the GPU.
         noise = torch.empty_like(scores).exponential_(generator=self.generator).clamp_min_(torch.finfo(scores.dtype).tiny)
-        pick = (scores - noise.log()).argmax(-1, keepdim=True)
-        return (pick if tokens is None else tokens.gather(-1, pick)).squeeze(-1).int()
+        best, pick = (scores - noise.log()).max(-1, keepdim=True)  # which is NaN where any is
+        drawn = pick if tokens is None else tokens.gather(-1, pick)
+        return drawn.masked_fill(best.isnan(), -1).squeeze(-1).int()
 
     def _likeliest(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
         """The scores that remain after top_k, greatest first where top_p needs it, and which tokens they are of (None: all, in order)."""

@@ -75,8 +75,16 @@ def weight_errors(model: cf.ModelConfig, weights: Mapping[str, Tensor], dtype: s
 def _faults(
     model: cf.ModelConfig, weights: Mapping[str, Tensor], dtype: torch.dtype, device: str | None
 ) -> Iterator[tuple[str, str]]:
+    shapes = weight_shapes(model)
+    tensors = [tensor for name in shapes if isinstance(tensor := weights.get(name), Tensor)]
+    kinds, places = {tensor.dtype for tensor in tensors}, {tensor.device.type for tensor in tensors}
+    alike, elsewhere = len(kinds) == 1 and dtype not in kinds, len(places) == 1 and device is not None and device not in places
+    if alike:  # said once, and not of each
+        yield "all of them", f"their dtype is {_short(kinds.pop())}, it must be {_short(dtype)}"
+    if elsewhere:
+        yield "all of them", f"they are on {places.pop()}, they must be on a {device} device"
     first: tuple[str, torch.device] | None = None
-    for name, shape in weight_shapes(model).items():
+    for name, shape in shapes.items():
         tensor = weights.get(name)
         if tensor is None:
             yield name, f"missing, of shape {shape}"
@@ -87,12 +95,12 @@ def _faults(
             continue
         if tuple(tensor.shape) != shape:
             yield name, f"its shape is {tuple(tensor.shape)}, it must be {shape}"
-        if tensor.dtype != dtype:
+        if tensor.dtype != dtype and not alike:
             yield name, f"its dtype is {_short(tensor.dtype)}, it must be {_short(dtype)}"
         if not tensor.is_contiguous():
             yield name, f"it is not contiguous: its strides are {tensor.stride()}"
         first = first or (name, tensor.device)
-        if device is not None and tensor.device.type != device:
+        if device is not None and tensor.device.type != device and not elsewhere:
             yield name, f"it is on {tensor.device}, it must be on a {device} device"
         elif tensor.device != first[1]:
             yield name, f"it is on {tensor.device}, but {first[0]} is on {first[1]}"

@@ -12,7 +12,7 @@ from plain_model import PlainModel, agreement, logits_of, random_weights
 from torch import Tensor
 
 import cfdsl as cf
-from cfdsl.errors import ArgumentError, BatchUnsupported, CapacityExceeded, Errors, SequenceSuperseded, WeightsMismatch
+from cfdsl.errors import ArgumentError, BatchUnsupported, CapacityExceeded, Errors, SequenceSuperseded, TokenOutOfRange, WeightsMismatch
 from cfdsl.runtime.kernel import STATUS
 from fusions.decoder import Decoder, Sampler
 
@@ -292,12 +292,54 @@ def test_one_sequence_only() -> None:
 
 
 def test_caches_that_do_not_fit_are_all_named() -> None:
-    good = torch.zeros((1, 2, 24, 64), dtype=torch.float16)
+    def good() -> Tensor:
+        return torch.zeros((1, 2, 24, 64), dtype=torch.float16)
+
     with pytest.raises(Errors) as caught:
-        make(caches=[(good, good[:, :, :-1]), (good.float(), good), (good, good)])
+        make(caches=[(good(), good()[:, :, :-1]), (good().float(), good()), (good().to("meta"), good())])
     texts = [error.message for error in caught.value.errors]
     assert texts[0] == "argument 'caches' must be 2 pairs, one per layer, got 3 of them."
-    assert [text.partition(" must")[0] for text in texts[1:]] == ["argument 'caches[0] v'", "argument 'caches[1] k'"]
+    assert [text.partition(" must")[0] for text in texts[1:]] == [f"argument 'caches[{at}'" for at in ("0] v", "1] k", "2] k")]
+    assert texts[3].partition(", got ")[2] == "a float16 one on meta of shape (1, 2, 24, 64) and strides (3072, 1536, 64, 1)."
+    same = good()
+    with pytest.raises(Errors) as caught:
+        make(caches=[(same, same), (good(), same)])
+    assert [error.message for error in caught.value.errors] == [
+        "argument 'caches[0] v' must be a tensor of its own, got that of caches[0] k.",
+        "argument 'caches[1] v' must be a tensor of its own, got that of caches[0] k.",
+    ]
+
+
+PAIR = "a pair of tensors, keys and values"
+
+
+@pytest.mark.parametrize(
+    ("caches", "messages"),
+    [
+        (5, ["argument 'caches' must be 2 pairs, one per layer, got 5."]),
+        ([(1, 2), 3], [f"argument 'caches[{at}]' must be {PAIR}, got {got}." for at, got in ((0, (1, 2)), (1, 3))]),
+        ([[torch.zeros(1)] * 3] * 2, [f"argument 'caches[{at}]' must be {PAIR}, got 3 tensors." for at in (0, 1)]),
+    ],
+)
+def test_caches_that_are_none(caches: Any, messages: list[str]) -> None:
+    with pytest.raises((ArgumentError, Errors)) as caught:
+        make(caches=caches)
+    assert [error.message for error in getattr(caught.value, "errors", [caught.value])] == messages
+
+
+def test_a_model_must_be_one() -> None:
+    with pytest.raises(ArgumentError, match="argument 'model' must be a ModelConfig, the name of a preset, .*, got None"):
+        Decoder(None, {}, capacity=8)  # type: ignore[arg-type]
+
+
+def test_what_was_chosen_must_be_a_token() -> None:
+    decoder = make()
+    decoder.generate(PROMPT, 2)
+    with pytest.raises(TokenOutOfRange, match="token 320 was chosen, of a vocabulary of 320"):
+        list(decoder.generate(PROMPT, 2, sampler=lambda logits: torch.tensor([320])))
+    weights = {name: weight * float("nan") for name, weight in random_weights(TINY, "f16").items()}
+    with pytest.raises(TokenOutOfRange, match="token -1 was chosen"):
+        list(make(weights=weights).generate(PROMPT, 2, sampler=Sampler()))
 
 
 def test_weights_that_are_no_tensors_and_too_many_problems_for_a_screen() -> None:

@@ -7,6 +7,7 @@ import torch
 from plain_model import random_weights
 
 import cfdsl as cf
+from cfdsl.errors import ArgumentError
 from fusions.decoder import Decoder
 
 TINY = cf.ModelConfig("tiny", 128, 4, 2, 64, layers=2, intermediate=192, vocab=320, tied_embeddings=True, max_positions=64)
@@ -34,3 +35,6 @@ def test_every_argument_of_every_launch_is_what_its_kernel_takes() -> None:
                 assert (tensor.data_ptr() - base) % arg.align == 0, arg
     assert decoder.kernel_bytes(7) == oracle.kernel_bytes(7)
     assert decoder.status() == ()
+    for call in (decoder.capture, lambda: decoder.generate([1], 2)):
+        with pytest.raises(ArgumentError, match=r"argument 'weights' must be on a GPU for (capture|generate)\(\), got those on cpu"):
+            call()

@@ -70,6 +70,18 @@ def test_extreme_logits() -> None:
         assert Sampler(generator=torch.Generator().manual_seed(0), **how)(logits).unique().tolist() == [7]  # type: ignore[arg-type]
 
 
+def test_the_smallest_temperature_takes_the_likeliest() -> None:
+    logits = torch.tensor([[19.0, 20.0, 20.0 - 1e-5, 3.0]])
+    assert Sampler(temperature=1.2e-38)(logits.expand(1000, -1)).unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("how", [{}, {"top_k": 2}, {"top_p": 0.9}, {"temperature": 1e-30}])
+def test_logits_that_are_not_numbers_give_no_token(how: dict[str, Any]) -> None:
+    nan, low = float("nan"), float("-inf")
+    rows = torch.tensor([[1.0, nan, 2.0, 3.0], [nan] * 4, [low] * 4, [low, 5.0, low, low]])
+    assert Sampler(**how)(rows).tolist() == [-1, -1, -1, 1]
+
+
 def test_greedy_takes_the_first_of_equals() -> None:
     assert greedy(torch.tensor([[1.0, 3.0, 2.0, 3.0]])).tolist() == [1]
     assert greedy(torch.zeros(2, 9)).dtype == torch.int32
@@ -81,3 +93,9 @@ def test_numbers_out_of_range_are_all_named() -> None:
     assert [error.argument for error in caught.value.errors] == ["temperature", "top_k", "top_p"]  # type: ignore[attr-defined]
     with pytest.raises(ArgumentError, match="pass `greedy` as the sampler"):
         Sampler(temperature=0)
+    for wrong in ("1", None, True, 1e-46, float("inf"), float("nan")):
+        with pytest.raises(ArgumentError, match="argument 'temperature' must be a positive float32 number"):
+            Sampler(temperature=wrong)  # type: ignore[arg-type]
+    with pytest.raises(Errors) as caught:
+        Sampler(top_p="a", generator=3)  # type: ignore[arg-type]
+    assert [error.argument for error in caught.value.errors] == ["top_p", "generator"]  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ import torch
 from plain_model import random_weights
 
 import cfdsl as cf
-from cfdsl.errors import WeightsMismatch
+from cfdsl.errors import NoTarget, WeightsMismatch
 from fusions.decoder import Decoder, weight_shapes
 
 TINY = cf.ModelConfig("tiny", 128, 4, 2, 64, layers=1, intermediate=192, vocab=320)
@@ -51,6 +51,20 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     )
 
 
-def test_kernels_need_weights_on_a_gpu() -> None:
-    with pytest.raises(WeightsMismatch, match=r"model.norm.weight: it is on cpu, it must be on a cuda device"):
-        Decoder(TINY, random_weights(TINY), capacity=8)
+def test_kernels_need_a_gpu_and_weights_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is said once, and not for every weight."""
+    weights = random_weights(TINY)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(NoTarget) as none:
+        Decoder(TINY, weights, capacity=8)
+    assert str(none.value) == (
+        "this needs a GPU of compute capability 9.0, found no GPU.\n"
+        "  remedy: run it on such a machine; backend='oracle' runs the same graphs on the CPU, slowly; part='h100-sxm' only compiles."
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(WeightsMismatch) as caught:
+        Decoder(TINY, weights, capacity=8, dtype="f16")
+    assert list(caught.value.problems) == [
+        "all of them: their dtype is bfloat16, it must be float16",
+        "all of them: they are on cpu, they must be on a cuda device",
+    ]
