@@ -269,7 +269,7 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
     ),
     (
         errors.WeightsUnusable(folder="smol", reasons=["there is no *.safetensors file", "it has no config.json"]),
-        "the weights in smol cannot be used:\n  - there is no *.safetensors file\n  - it has no config.json\n"
+        "the model in smol cannot be used:\n  - there is no *.safetensors file\n  - it has no config.json\n"
         "  remedy: give a folder with config.json, *.safetensors and tokenizer.json, as `save_pretrained` writes it.",
     ),
 ]

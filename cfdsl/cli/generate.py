@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,11 +24,18 @@ if TYPE_CHECKING:
     from cfdsl.hf.generation import Generation, Sampling, Source
     from cfdsl.hf.text import Vocabulary
 
+DEFAULT_NEW = 64
+LEAST_TEMPERATURE = 2.0**-126  # of what float32 has with full precision
+SEEDS = range(-(2**63), 2**64)  # what torch.Generator takes
+
 
 def generate(
     model: Annotated[str, typer.Option("--model", "-m", help="A Hugging Face folder, a .gguf file, or a preset: random weights.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to continue.", show_default=False)],
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to make at most.")] = 64,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to make at most.", show_default=f"{DEFAULT_NEW}, or as many as fit"),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token each time.")] = 0.0,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw from the fewest tokens with this probability together.")] = 1.0,
@@ -45,6 +53,10 @@ def generate(
 
     if not 0 < top_p <= 1:
         raise BadOption(option="--top-p", value=str(top_p), expected="a probability above 0, up to 1")
+    if not (temperature == 0 or LEAST_TEMPERATURE <= temperature < math.inf):
+        raise BadOption(option="--temperature", value=str(temperature), expected="0 or a number that float32 has")
+    if seed not in SEEDS:
+        raise BadOption(option="--seed", value=str(seed), expected=f"from {SEEDS[0]} to {SEEDS[-1]}")
     if temperature == 0 and (top_k or top_p < 1):
         raise BadOption(option="--temperature", value="0", expected="above 0 where --top-k or --top-p are given")
     if backend == "oracle" and trace is not None:
@@ -56,21 +68,26 @@ def generate(
     source = find_source(model)
     vocabulary = source.vocabulary()
     tokens = vocabulary.encode(prompt)
-    check_room(source, len(tokens), max_new_tokens)
-    ready = get_ready(source, tokens, max_new_tokens, Sampling(temperature, top_k, top_p, seed), DTYPES[dtype], backend, trace is not None)
+    new = room_for(source, len(tokens), max_new_tokens)
+    ready = get_ready(source, tokens, new, Sampling(temperature, top_k, top_p, seed), DTYPES[dtype], backend, trace is not None)
     stream_out(ready, vocabulary)
     if trace is not None:
         save_step(trace, ready.trace(), console(stderr=True))
 
 
-def check_room(source: Source, prompt: int, new: int) -> None:
-    """A prompt must have tokens, and there must be positions for it and what follows."""
+def room_for(source: Source, prompt: int, asked: int | None) -> int:
+    """How many tokens to make: so many as were asked for, if there are positions for them behind the prompt; else what there is room for
+    up to the default. A prompt must have tokens."""
     longest = source.sizes.max_positions
     if not prompt:
         raise BadOption(option="--prompt", value="", expected="a text of at least one token")
-    if prompt + new > longest:
-        expected = f"at most {max(0, longest - prompt)}: the model has {longest:,} positions and the prompt takes {prompt:,}"
-        raise BadOption(option="--max-new-tokens", value=str(new), expected=expected)
+    room = longest - prompt
+    if room < 1:
+        raise BadOption(option="--prompt", value=f"{prompt:,} tokens", expected=f"shorter than the model's {longest:,} positions")
+    if asked is not None and asked > room:
+        expected = f"at most {room}: the model has {longest:,} positions and the prompt takes {prompt:,}"
+        raise BadOption(option="--max-new-tokens", value=str(asked), expected=expected)
+    return min(DEFAULT_NEW, room) if asked is None else asked
 
 
 def get_ready(source: Source, tokens: list[int], new: int, sampling: Sampling, dtype: str, backend: str, trace: bool) -> Generation:
@@ -94,7 +111,8 @@ def get_ready(source: Source, tokens: list[int], new: int, sampling: Sampling, d
 def bar() -> Iterator[Callable[[int, int], None]]:
     """A bar over the weights; then, until the block ends, a note that kernels are made."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+    screen = console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
         task = progress.add_task("weights", total=None)
 
         def show(done: int, of: int) -> None:

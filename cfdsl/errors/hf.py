@@ -72,7 +72,7 @@ class PackageMissing(CfdslError):
 
 @dataclass(eq=False, kw_only=True)
 class WeightsUnusable(CfdslError):
-    """A model folder does not hold the weights that its config.json speaks of. `reasons` lists everything that is wrong."""
+    """A model folder does not hold what its config.json speaks of, or it cannot be read. `reasons` lists everything that is wrong."""
 
     folder: str
     reasons: Sequence[str]
@@ -80,4 +80,4 @@ class WeightsUnusable(CfdslError):
 
     @property
     def message(self) -> str:
-        return f"the weights in {self.folder} cannot be used:" + "".join(f"\n  - {reason}" for reason in self.reasons)
+        return f"the model in {self.folder} cannot be used:" + "".join(f"\n  - {reason}" for reason in self.reasons)

@@ -172,11 +172,11 @@ def get_ready(
     trace   make one that `Generation.trace` can use
     """
     device = "cpu" if backend == "oracle" else "cuda"
-    sampler = sampling.sampler(device)
+    sampler, ends = sampling.sampler(device), source.ends()
     weights, converted = source.weights(dtype, device, sampling.seed, progress)
     capacity = -(-(len(prompt) + count + (REPLAYS if trace else 0)) // ROUND) * ROUND
     if device == "cuda":
         torch.cuda.synchronize()  # kernels read weights ahead of stream order
     settings = traced("blocks") if trace else {}
     decoder = decoder_class()(source.sizes, weights, capacity=capacity, dtype=dtype, backend=backend, settings=settings)
-    return Generation(decoder, prompt, count, sampler, source.ends(), converted)
+    return Generation(decoder, prompt, count, sampler, ends, converted)

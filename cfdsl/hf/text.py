@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,10 @@ class Vocabulary(Protocol):
 
 
 class FolderVocabulary:
-    """The tokenizer of a model's folder: tokenizer.json by the package tokenizers, else whatever transformers can read."""
+    """The tokenizer of a model's folder: tokenizer.json by the package tokenizers, else whatever transformers can read.
+
+    Raises WeightsUnusable, PackageMissing.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._fast: Any = None
@@ -27,7 +30,7 @@ class FolderVocabulary:
                 from tokenizers import Tokenizer
             except ImportError:
                 raise PackageMissing(package="tokenizers", needs="reading tokenizer.json") from None
-            self._fast = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self._fast = _attempt(lambda: Tokenizer.from_file(str(folder / "tokenizer.json")), folder, "tokenizer.json")
             return
         if not any(folder.glob("tokenizer*")):
             raise WeightsUnusable(folder=str(folder), reasons=["there is no tokenizer.json"])
@@ -35,7 +38,7 @@ class FolderVocabulary:
             from transformers import AutoTokenizer
         except ImportError:
             raise PackageMissing(package="transformers", needs="a tokenizer without tokenizer.json") from None
-        self._slow: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        self._slow: Any = _attempt(lambda: AutoTokenizer.from_pretrained(str(folder), local_files_only=True), folder, "its tokenizer")
 
     def encode(self, text: str) -> list[int]:
         """Tokens of `text`, with those that the tokenizer puts around it."""
@@ -45,6 +48,13 @@ class FolderVocabulary:
         """The text of tokens, without special ones."""
         decoder = self._fast if self._fast is not None else self._slow
         return str(decoder.decode(tokens, skip_special_tokens=True))
+
+
+def _attempt(read: Callable[[], Any], folder: Path, what: str) -> Any:
+    try:
+        return read()
+    except Exception as error:  # tokenizers has no class of its own for it
+        raise WeightsUnusable(folder=str(folder), reasons=[f"{what} cannot be read: {error}"]) from error
 
 
 class Bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +52,26 @@ def folder_weights(
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The weights in a folder's safetensors files, on `device`, and the dtypes among them that had to be converted to `dtype`.
 
-    Only what a decode step needs is read. Raises WeightsUnusable with all that is missing, PackageMissing without safetensors.
+    Only what a decode step needs is read. Raises WeightsUnusable with all that is missing or broken, PackageMissing without safetensors.
     """
     try:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
     except ImportError:
         raise PackageMissing(package="safetensors", needs="reading *.safetensors") from None
     wanted = weight_shapes(sizes)
-    found, converted = {}, set()
+    found, converted, broken = {}, set(), []
     for file in _files(folder):
-        with safe_open(str(file), framework="pt", device=str(device)) as opened:
-            for name in (name for name in opened.keys() if name in wanted):  # noqa: SIM118
-                tensor = opened.get_tensor(name)
-                if tensor.dtype != DTYPES[dtype]:
-                    converted.add(str(tensor.dtype).removeprefix("torch."))
-                found[name] = tensor.to(DTYPES[dtype]).contiguous()
-                progress(len(found), len(wanted))
-    missing = [f"{name} is missing" for name in wanted if name not in found]
+        try:
+            with safe_open(str(file), framework="pt", device=str(device)) as opened:
+                for name in (name for name in opened.keys() if name in wanted):  # noqa: SIM118
+                    tensor = opened.get_tensor(name)
+                    if tensor.dtype != DTYPES[dtype]:
+                        converted.add(str(tensor.dtype).removeprefix("torch."))
+                    found[name] = tensor.to(DTYPES[dtype]).contiguous()
+                    progress(len(found), len(wanted))
+        except SafetensorError as error:
+            broken.append(f"{file.name} cannot be read: {error}")
+    missing = broken or [f"{name} is missing" for name in wanted if name not in found]
     if missing:
         raise WeightsUnusable(folder=str(folder), reasons=missing[:8] + ([f"and {len(missing) - 8} more"] if len(missing) > 8 else []))
     return found, tuple(sorted(converted))
@@ -76,9 +79,11 @@ def folder_weights(
 
 def _files(folder: Path) -> list[Path]:
     """The files that hold the weights: those that the index names, else all there are."""
-    index = folder / INDEX
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    if (folder / INDEX).is_file():
+        table = read_object(folder, INDEX).get("weight_map")
+        if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+            raise WeightsUnusable(folder=str(folder), reasons=[f"weight_map in {INDEX} is no table of files"])
+        names = sorted(set(table.values()))
         lost = [f"{name}, which {INDEX} names, is missing" for name in names if not (folder / name).is_file()]
         if lost:
             raise WeightsUnusable(folder=str(folder), reasons=lost)
@@ -90,14 +95,24 @@ def _files(folder: Path) -> list[Path]:
 
 
 def end_tokens(folder: Path) -> frozenset[int]:
-    """The tokens that end a text, from generation_config.json or config.json; none where neither says."""
+    """The tokens that end a text, from generation_config.json or config.json; none where neither says. Raises WeightsUnusable where one
+    of them cannot be read."""
     for name in ("generation_config.json", "config.json"):
-        file = folder / name
-        stated: Any = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+        stated: Any = read_object(folder, name).get("eos_token_id") if (folder / name).is_file() else None
         if stated is not None:
-            return frozenset(_numbers(stated))
+            tokens = stated if isinstance(stated, list) else [stated]
+            if not all(isinstance(token, int) for token in tokens):
+                raise WeightsUnusable(folder=str(folder), reasons=[f"eos_token_id in {name} is {stated!r}, and no token"])
+            return frozenset(tokens)
     return frozenset()
 
 
-def _numbers(stated: Any) -> Iterator[int]:
-    yield from (int(token) for token in (stated if isinstance(stated, list) else [stated]))
+def read_object(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object in a folder. Raises WeightsUnusable."""
+    try:
+        found = json.loads((folder / name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsUnusable(folder=str(folder), reasons=[f"{name} is not JSON: {error}"]) from error
+    if not isinstance(found, dict):
+        raise WeightsUnusable(folder=str(folder), reasons=[f"{name} is not a JSON object"])
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,11 @@ def test_without_a_gpu_only_the_oracle_generates(folder: Path) -> None:
         (("--top-p", "7"), "--top-p got '7.0', which is not a probability above 0, up to 1"),
         (("--top-k", "5"), "--temperature got '0', which is not above 0 where --top-k or --top-p are given"),
         (("-n", "1000"), "--max-new-tokens got '1000', which is not at most"),
+        (("-n", "255"), "--max-new-tokens got '255', which is not at most"),
+        (("--temperature", "inf"), "--temperature got 'inf', which is not 0 or a number that float32 has"),
+        (("--temperature", "1e-46"), "--temperature got '1e-46', which is not 0 or a number that float32 has"),
+        (("--seed", "12345678901234567890123"), "--seed got '12345678901234567890123', which is not from -9223372036854775808 to 18446"),
+        (("--prompt", "cat " * 300), "which is not shorter than the model's 256 positions"),
         (("--prompt", ""), "--prompt got '', which is not a text of at least one token"),
         (("--temperature", "1", "--top-p", "0"), "--top-p got '0.0', which is not a probability above 0, up to 1"),
     ],
@@ -109,6 +115,45 @@ def test_options_that_cannot_be(folder: Path, arguments: tuple[str, ...], text: 
     done = run("generate", "--model", str(folder), "--prompt", PROMPT, *ORACLE, *arguments)
     assert done.code == 1
     assert text in done.err
+
+
+def test_the_default_number_of_tokens_is_what_there_is_room_for(folder: Path) -> None:
+    done = run("generate", "--model", str(folder), "--prompt", "a" * 250, *ORACLE)
+    assert done.code == 0, done.err
+    assert "5 further tokens" in done.err
+    assert not done.err.startswith("\n")  # there is no bar where there is no terminal
+
+
+BROKEN = {
+    "tokenizer.json": ("garbage", "tokenizer.json cannot be read: "),
+    "generation_config.json": ("garbage", "generation_config.json is not JSON: "),
+    "config.json": ("[]", "it is not a JSON object"),
+    "model.safetensors.index.json": ('{"weight_map": 3}', "weight_map in model.safetensors.index.json is no table of files"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_named(folder: Path, tmp_path: Path, name: str) -> None:
+    text, reason = BROKEN[name]
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / name).write_text(text)
+    done = run("generate", "--model", str(tmp_path / "model"), "--prompt", PROMPT, *ORACLE)
+    assert done.code == 1
+    assert reason in done.err
+    assert PlainDecoder.made == []
+
+
+def test_broken_weights_and_ends_that_are_no_tokens(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "model")
+    files = sorted((tmp_path / "model").glob("*.safetensors"))
+    files[0].write_bytes(b"")
+    files[1].write_bytes(files[1].read_bytes()[:100])
+    with pytest.raises(WeightsUnusable) as caught:
+        folder_weights(tmp_path / "model", ModelConfig.from_hf(folder))
+    assert [reason.partition(" cannot be read: ")[0] for reason in caught.value.reasons] == [file.name for file in files[:2]]
+    (tmp_path / "model" / "generation_config.json").write_text('{"eos_token_id": ["2"]}')
+    with pytest.raises(WeightsUnusable, match=r"eos_token_id in generation_config.json is \['2'\], and no token"):
+        end_tokens(tmp_path / "model")
 
 
 def test_sources(folder: Path, tmp_path: Path) -> None:
