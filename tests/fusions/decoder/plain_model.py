@@ -99,8 +99,8 @@ class Agreement:
     """How a 16-bit decode compares with the truth, step by step.
 
     errors      relative L2 error of each step's logits; plain_errors: of the same model in 16-bit PyTorch
-    decisive    steps at which rounding cannot change the token: the best two logits of the truth are further apart than twice the
-                largest error that 16-bit PyTorch makes in any logit of that step, so two logits with such errors stay in order
+    decisive    steps at which rounding as PyTorch's cannot change the token: the best two logits of the truth are further apart than twice
+                the largest error that 16-bit PyTorch makes in any logit of that step, so two logits with such errors stay in order
     exceptions  decisive steps at which the token is not the truth's
     equal       steps at which it is, of all
     """
