@@ -17,6 +17,7 @@ MODEL_TYPES = ("llama", "mistral", "qwen2")
 HEAD_DIMS = (64, 128)
 MAX_GROUP = 16
 HIDDEN_MULTIPLE = 64
+ROW_MULTIPLE = 8  # elements of 16 bits in the 16 bytes that a bulk copy moves at least
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
 ROPE_SCALINGS = ("linear", "llama3")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -167,19 +168,22 @@ def _from_hf(raw: Mapping[str, Any], name: str) -> ModelConfig:
         "tied_embeddings": bool(raw.get("tie_word_embeddings", False)),
         "activation": raw.get("hidden_act", "silu"),
     }
-    read.reasons += problems(hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    read.reasons += problems(hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim, intermediate=fields["intermediate"])
     if read.reasons:
         raise ModelUnsupported(name=name, reasons=tuple(read.reasons))
     return ModelConfig(name, hidden, heads, kv_heads, head_dim, **fields)
 
 
-def problems(*, hidden: int, heads: int, kv_heads: int, head_dim: int) -> list[str]:
-    """Why the kernels have no code for these sizes (0: not known, and not judged)."""
+def problems(*, hidden: int, heads: int, kv_heads: int, head_dim: int, intermediate: int = 0) -> list[str]:
+    """Why a model of these sizes is not read (0: not known, and not judged): the kernels have no code for it, or no model has such sizes.
+    docs/concepts.md says what else compiles, and what the oracle runs."""
     reasons = []
     if head_dim and head_dim not in HEAD_DIMS:
         reasons.append(f"head_dim is {head_dim}; the kernels have {' and '.join(map(str, HEAD_DIMS))}")
     if hidden % HIDDEN_MULTIPLE:
         reasons.append(f"hidden_size is {hidden}, not a multiple of {HIDDEN_MULTIPLE}")
+    if intermediate % ROW_MULTIPLE:
+        reasons.append(f"intermediate_size is {intermediate}, not a multiple of {ROW_MULTIPLE}")
     if heads and kv_heads and heads % kv_heads:
         reasons.append(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     elif heads and kv_heads and heads // kv_heads > MAX_GROUP:

@@ -185,6 +185,7 @@ def reasons(**changes: Any) -> list[str]:
         ({"hidden_act": "relu2"}, "hidden_act is 'relu2'; known are silu, gelu, gelu_pytorch_tanh"),
         ({"head_dim": 96}, "head_dim is 96; the kernels have 64 and 128"),
         ({"hidden_size": 4128, "head_dim": 128}, "hidden_size is 4128, not a multiple of 64"),
+        ({"intermediate_size": 11004}, "intermediate_size is 11004, not a multiple of 8"),
         ({"hidden_size": 4160}, "head_dim is 130; the kernels have 64 and 128"),
         ({"num_attention_heads": 30}, "hidden_size 4096 is not a multiple of num_attention_heads 30, and head_dim is missing"),
         ({"num_key_value_heads": 5}, "num_attention_heads 32 is not a multiple of num_key_value_heads 5"),

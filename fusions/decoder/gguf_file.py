@@ -50,10 +50,11 @@ class GgufFile:
             reason = f"it is no GGUF file, or only a part of one ({error})"
             raise cf.errors.ModelUnsupported(name=self.path, reasons=[reason]) from error
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
-        reasons = list(self._unsupported())
-        if reasons:
-            raise cf.errors.ModelUnsupported(name=self.path, reasons=reasons)
-        self.model = self._config()
+        self._refuse(list(self._unsupported()))
+        self.model = m = self._config()
+        self._refuse(
+            cf.models.problems(hidden=m.hidden, heads=m.heads, kv_heads=m.kv_heads, head_dim=m.head_dim, intermediate=m.intermediate)
+        )
         used = (tensor for name, tensor in self._tensors.items() if _hugging_face_name(name) is not None)
         self.types: tuple[str, ...] = tuple(sorted({tensor.tensor_type.name for tensor in used}))
 
@@ -77,6 +78,10 @@ class GgufFile:
                 found[known] = whole.to(DTYPES[dtype]).to(device)
         cf.errors.raise_all(weight_errors(self.model, found, dtype, None))
         return found
+
+    def _refuse(self, reasons: list[str]) -> None:
+        if reasons:
+            raise cf.errors.ModelUnsupported(name=self.path, reasons=reasons)
 
     def _config(self) -> cf.ModelConfig:
         heads, hidden = self._of("attention.head_count"), self._of("embedding_length")

@@ -56,7 +56,8 @@ def write(tmp_path: Path) -> Write:
         writer.add_head_count(MODEL.heads)
         if "attention.head_count_kv" not in leave:
             writer.add_head_count_kv(MODEL.kv_heads)
-        writer.add_key_length(MODEL.head_dim)
+        if "attention.key_length" not in leave:
+            writer.add_key_length(MODEL.head_dim)
         writer.add_rope_freq_base(MODEL.rope_theta)
         writer.add_layer_norm_rms_eps(MODEL.norm_eps)
         writer.add_tokenizer_model("gpt2")
@@ -151,6 +152,7 @@ def test_frequencies_divided_by_a_factor(write: Write, more: dict[str, Any], fac
         ({"attention.scale": 1.0}, "llama.attention.scale is 1, not 1 / sqrt(64)"),
         ({"logit_scale": 0.0625}, "llama.logit_scale is 0.0625"),
         ({"attention.causal": False}, "llama.attention.causal is False"),
+        ({"attention.key_length": 32}, "head_dim is 32; the kernels have 64 and 128"),
         ({"attention.head_count_kv": [2, 1]}, "llama.attention.head_count_kv is another one in each layer"),
     ],
 )
