@@ -10,7 +10,7 @@ from cfdsl.cli.holdings import LEAVES, VIEWS, Placed, names_of
 from cfdsl.cli.request import Request
 from cfdsl.cli.units import plural
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost import RESOLUTION
+from cfdsl.compiler.cost import RESOLUTION, RESOLUTION_US
 from cfdsl.compiler.plan import KernelPlan
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ def why(fit: list[dict[str, Any]], overrides: dict[str, Any]) -> str:
     elif fastest is not chosen:
         text = (
             f"Estimated at {chosen['time_us']:.1f} us. {plural(len(fit), 'config')} fit, the least estimate is {fastest['time_us']:.1f} us;"
-            f" within {RESOLUTION:.0%} estimates count as equal, and these decide: room for the next launch beside it, nothing read twice,"
-            " fewer splits, the smaller cluster."
+            f" within {RESOLUTION_US:.1f} us and {RESOLUTION:.0%} estimates count as equal, and these decide: an SM to each CTA, fewer"
+            " splits, the smaller cluster."
         )
     size = chosen["config"]["cluster_size"]
     other = min((row for row in fit if row["config"]["cluster_size"] != size), key=lambda row: row["time_us"], default=None)

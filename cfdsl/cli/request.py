@@ -35,6 +35,7 @@ class Request:
     part_from   how the part was found: given, gpu, default (there is no GPU) or fallback (there is one that cannot be used)
     overrides   fields of `Config` given by hand
     options     options of the fusion: its dataflows
+    asked       the words it was made of, as `resolve` takes them: another process can make the same of them
     """
 
     fusion: Fusion
@@ -46,6 +47,7 @@ class Request:
     kv_len: int
     overrides: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
 
     @property
     def part_note(self) -> str:
@@ -152,7 +154,8 @@ def resolve(
     raise_all(mistakes)
     target, came_from = found[2]
     overrides = {name: value for name, value in schedule.items() if value is not None}
-    return Request(found[0], found[1], batch, DTYPES[dtype], target, came_from, kv_len, overrides, found[3])
+    asked = {"fusion": fusion, "model": model, "batch": batch, "dtype": dtype, "kv_len": kv_len, "option": option, **schedule}
+    return Request(found[0], found[1], batch, DTYPES[dtype], target, came_from, kv_len, overrides, found[3], asked)
 
 
 def resolve_part(name: str | None) -> tuple[Part, str]:

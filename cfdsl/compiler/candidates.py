@@ -62,10 +62,12 @@ def cluster_counts(graph: Graph, part: Part, cluster_size: int) -> tuple[int, ..
     """Numbers of clusters worth weighing: several units each, one each, or several clusters on one unit's finer slices.
 
     With 8 KV heads of 4 query heads: 1, 2, 4, 8 (units divided), 16 and 32 (query heads divided, K and V repeated). Without a
-    `clusters` block the work is spread over all CTAs, and as many clusters run as the part holds.
+    `clusters` block the work is spread over all CTAs: as many clusters as the part holds, or the next power of two below, over which
+    most numbers of rows are spread evenly.
     """
     if graph.over is None:
-        return (part.resident(cluster_size, 1) or max(1, part.sms // cluster_size),)
+        most = part.resident(cluster_size, 1) or max(1, part.sms // cluster_size)
+        return tuple(dict.fromkeys((most, 1 << (most.bit_length() - 1))))
     units, finest = graph.over, finest_slices(graph)
     several = (n for n in range(1, units + 1) if units % n == 0)
     split = (n for n in range(2 * units, min(finest, 2 * part.sms) + 1, units) if finest % n == 0)

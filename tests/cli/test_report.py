@@ -30,8 +30,8 @@ def test_why_names_the_runner_up_of_another_cluster_size() -> None:
 def test_why_admits_that_another_config_has_a_smaller_estimate() -> None:
     text = why([row(72.0, 2, True), row(71.0, 4)], {})
     assert text.startswith(
-        "Estimated at 72.0 us. 2 configs fit, the least estimate is 71.0 us; within 3% estimates count as equal, and these decide: "
-        "room for the next launch beside it, nothing read twice, fewer splits, the smaller cluster. The best with another"
+        "Estimated at 72.0 us. 2 configs fit, the least estimate is 71.0 us; within 0.5 us and 3% estimates count as equal, and these "
+        "decide: an SM to each CTA, fewer splits, the smaller cluster. The best with another"
     )
 
 
