@@ -160,8 +160,12 @@ def _rank(row: Candidate, best_us: float) -> tuple[Any, ...]:
     assert row.estimate is not None
     time, config = row.estimate.time_us, row.config
     shape = (config.ctas_per_sm, config.splits, config.cluster_size, -config.clusters)
-    near = time <= min(best_us * (1 + RESOLUTION), best_us + RESOLUTION_US)
-    return (0, *shape, time) if near else (1, time, *shape)
+    return (0, *shape, time) if near(time, best_us) else (1, time, *shape)
+
+
+def near(us: float, best_us: float) -> bool:
+    """Whether an estimate is too close to the least one to be told from it."""
+    return us <= min(best_us * (1 + RESOLUTION), best_us + RESOLUTION_US)
 
 
 class _Scales:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.parts import Part, part_named
 from cfdsl.compiler.plan import KernelPlan
 from cfdsl.dsl.fusion import Fusion, expect_fusion
-from cfdsl.errors import ColdCompileInCapture, UnknownOption, raise_all
+from cfdsl.errors import CfdslError, ColdCompileInCapture, UnknownOption, raise_all
 from cfdsl.models import ModelConfig, resolve
 from cfdsl.runtime import artifacts, device, toolchain
 from cfdsl.runtime.cache import Entry, KernelCache
@@ -69,6 +69,39 @@ def compile(
     if part is None:
         kernel.prepare()
     return kernel
+
+
+def best_options(
+    fusion: Fusion, model: ModelConfig | str, batch: int = 1, dtype: str = "bf16", *, among: Sequence[Mapping[str, Any]],
+    part: Part | str | None = None, sizes: Mapping[str, int] | None = None, **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Of several dataflows of a fusion, each given by its options, the one whose best config has the least estimated time; of
+    those that the model cannot tell apart, the first.
+
+    The other arguments are those of `compile`, which takes the result as keywords. A dataflow that no config fits is left out; if that is
+    all of them, the first one's error is raised. Nothing is compiled.
+    """
+    expect_fusion(fusion)
+    from cfdsl.compiler.cost import choose, near
+
+    target = device.part_at_hand() if part is None else part_named(part) if isinstance(part, str) else part
+    overrides = {name: value for name, value in settings.items() if name not in fusion.options}
+    found: list[tuple[float, dict[str, Any]]] = []
+    errors: list[CfdslError] = []
+    for options in among:
+        fixed = {name: value for name, value in settings.items() if name in fusion.options}
+        try:
+            graph = fusion.trace(resolve(model), batch, dtype, **{**fixed, **options})
+            chosen = choose(graph, target, overrides, dict(sizes) if sizes else None).chosen
+        except CfdslError as error:
+            errors.append(error)
+            continue
+        assert chosen.time_us is not None
+        found.append((chosen.time_us, dict(options)))
+    if not found:
+        raise errors[0]
+    best = min(us for us, _ in found)
+    return next(options for us, options in found if near(us, best))
 
 
 def from_lowered(lowered: Lowered, kind: type[K] = Kernel) -> K:  # type: ignore[assignment]

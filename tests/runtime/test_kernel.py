@@ -16,10 +16,21 @@ import pytest
 import torch
 
 import cfdsl as cf
-from cfdsl.errors import ArgumentError, CacheFull, ColdCompileInCapture, Errors, NoTarget, NotResident, UnknownOption, UnknownPart
+from cfdsl.errors import (
+    ArgumentError,
+    CacheFull,
+    ColdCompileInCapture,
+    Errors,
+    NoLegalConfig,
+    NoTarget,
+    NotResident,
+    UnknownOption,
+    UnknownPart,
+)
 from cfdsl.runtime import DamagedCacheEntry, build, compile, device, from_lowered
 from cfdsl.runtime.arguments import argument_errors
 from cfdsl.runtime.kernel import STATUS
+from fusions.attention_block import attention_block
 from fusions.rms_norm import rms_norm
 
 
@@ -175,6 +186,18 @@ def test_getting_ready_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(NoTarget, match=r"this needs a GPU to run kernels on \(this one was compiled for h100-sxm\), found no GPU"):
         cf.compile(rms_norm, "smollm2-135m", part="h100-sxm").prepare()
+
+
+def test_the_best_of_several_dataflows_is_the_cost_models() -> None:
+    """Rows over the grid for a large model, rows over a cluster for a small one; what does not fit is left out."""
+    among = ({"qkv": "grid"}, {"qkv": "rows"})
+    where = {"part": "h100-sxm", "sizes": {"tokens": 1024}}
+    assert cf.best_options(attention_block, "llama-2-7b", among=among, **where) == {"qkv": "grid"}
+    assert cf.best_options(attention_block, "smollm2-135m", among=among, **where) == {"qkv": "rows"}
+    alone = {"clusters": 32, "splits": 1}  # one cluster per head, which rows over the grid may have too
+    assert cf.best_options(attention_block, "llama-2-7b", among=among, **where, **alone) == {"qkv": "rows"}
+    with pytest.raises(NoLegalConfig, match="attention_block has no config that runs on h100-sxm with stage_bytes=131072, stages=2"):
+        cf.best_options(attention_block, "llama-2-7b", among=among, **where, stages=2, stage_bytes=131072)
 
 
 def test_unknown_part_and_unknown_settings() -> None:

@@ -33,7 +33,7 @@ def test_what_lies_in_device_memory_is_multicast_once_and_pushed_in_a_loop() -> 
     assert (once[0].algorithm, often[0].algorithm) == ("multicast", "push")
     by_name = {c.algorithm: c for c in once[1] if c.cycles is not None}
     assert by_name["multicast"].bring == 0
-    assert by_name["push"].bring == pytest.approx(PART.timing.global_round_us * 1755 + 64 * 4 / 64)  # a round through L2, and 64 bytes a cycle
+    assert by_name["push"].bring == pytest.approx(PART.timing.global_round_us * 1755 + 64 * 4 / 64)
     assert by_name["push"].each == by_name["push"].cycles + by_name["push"].bring
 
 
