@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from cfdsl.errors import ArgumentError, ModelUnsupported, UnknownModel
+from cfdsl.errors.base import listed
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 HEAD_DIMS = (64, 128)
 MAX_GROUP = 16
 HIDDEN_MULTIPLE = 64
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
+ROPE_SCALINGS = ("linear", "llama3")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -34,13 +36,18 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
 
+    def __post_init__(self) -> None:
+        if self.kind not in ROPE_SCALINGS:
+            raise ArgumentError(argument="kind", expected=listed([repr(kind) for kind in ROPE_SCALINGS]), got=repr(self.kind))
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The sizes (in elements) and conventions of a transformer's layers.
 
     `rotary_dim` is the number of dimensions of a head that rotate (0: all of them); `rope_style` is "half" or "interleaved";
-    `qkv_bias`: the query, key and value projections have biases. What this takes is more than the kernels do: see `problems`.
+    `qkv_bias`: the query, key and value projections have biases; `activation` is one of ACTIVATIONS. What this takes is more than the
+    kernels do: see `problems`.
     """
 
     name: str
@@ -73,6 +80,8 @@ class ModelConfig:
             raise ArgumentError(argument="rotary_dim", expected=f"an even number up to head_dim {self.head_dim}", got=repr(self.rotary_dim))
         if self.rope_style not in ("half", "interleaved"):
             raise ArgumentError(argument="rope_style", expected="'half' or 'interleaved'", got=repr(self.rope_style))
+        if self.activation not in ACTIVATIONS:
+            raise ArgumentError(argument="activation", expected=listed([repr(name) for name in ACTIVATIONS]), got=repr(self.activation))
 
     @property
     def group(self) -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -55,6 +55,13 @@ def forward(m: cf.ModelConfig, weights: Mapping[str, torch.Tensor], tokens: list
     return linear(rms_norm(x, (m.hidden,), w["model.norm.weight"], m.norm_eps), head)
 
 
+def noted(tokens: Iterable[int], notes: list[int]) -> Iterator[int]:
+    """The same tokens, each added to `notes` as it comes."""
+    for token in tokens:
+        notes.append(token)
+        yield token
+
+
 def main(question: str = QUESTION) -> None:
     """Ask, answer, compare."""
     path = find_weights()
@@ -73,9 +80,8 @@ def main(question: str = QUESTION) -> None:
 
     answer: list[int] = []
     started = time.perf_counter()
-    for token in decoder.generate(prompt, NEW_TOKENS, eos=text.eos):
-        answer.append(token)
-        print(text.decode([token]), end="", flush=True)
+    for piece in text.stream(noted(decoder.generate(prompt, NEW_TOKENS, eos=text.eos), answer)):
+        print(piece, end="", flush=True)
     seconds = (time.perf_counter() - started) / (len(prompt) + len(answer))
     print(f"\n\n{len(prompt)} tokens of prompt and {len(answer)} new ones, {seconds:.2f} s each.")
 

@@ -197,6 +197,11 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: compile it with trace=True.",
     ),
     (
+        errors.SequenceSuperseded(yielded=2),
+        "the decoder has begun another sequence since this generator yielded its token 2: the caches are no longer its own.\n"
+        "  remedy: use up one generator before the next begins, or make a decoder for each (weights are shared between them, not copied).",
+    ),
+    (
         errors.RecordingFull(kernel="rms_norm_1234", room=2),
         "the recording has room for 2 launches of rms_norm_1234, and this is one more.\n"
         "  remedy: open it with more: recording(kernels, launches=...).",
@@ -239,8 +244,19 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: call it with one; or unpatch(model), and Hugging Face computes it.",
     ),
     (
+        errors.PeerUnsupported(model="small", reasons=["its rotary pairs are interleaved", "it rotates 32 dimensions"]),
+        "LlamaForCausalLM cannot be small: its rotary pairs are interleaved; it rotates 32 dimensions.\n"
+        "  remedy: measure without it (--no-peers), or a model without these.",
+    ),
+    (
+        errors.PatchedCopy(model="the LlamaForCausalLM"),
+        "the LlamaForCausalLM is patched and cannot be copied or pickled: graphs and caches on the GPU, and the weights that they read, "
+        "are its own.\n  remedy: call cfdsl.hf.unpatch(model) first, and patch the copy if need be; model.state_dict() and save_pretrained "
+        "work as they are.",
+    ),
+    (
         errors.NotPatched(model="the LlamaForCausalLM"),
-        "the LlamaForCausalLM is not patched.\n  remedy: call unpatch once, on the model that patch was called on.",
+        "the LlamaForCausalLM is not patched.\n  remedy: give the model that patch was called on, before unpatch was.",
     ),
     (
         errors.PackageMissing(package="tokenizers", needs="reading tokenizer.json"),

@@ -104,12 +104,19 @@ def test_a_config_can_be_varied() -> None:
         ({"rotary_dim": 18}, "argument 'rotary_dim' must be an even number up to head_dim 16, got 18."),
         ({"rotary_dim": 7}, "argument 'rotary_dim' must be an even number up to head_dim 16, got 7."),
         ({"rope_style": "neox"}, "argument 'rope_style' must be 'half' or 'interleaved', got 'neox'."),
+        ({"activation": "relu"}, "argument 'activation' must be 'silu', 'gelu' or 'gelu_pytorch_tanh', got 'relu'."),
+        ({"activation": None}, "argument 'activation' must be 'silu', 'gelu' or 'gelu_pytorch_tanh', got None."),
     ],
 )
 def test_impossible_sizes_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(cf.errors.ArgumentError) as caught:
         cf.ModelConfig(**{"name": "toy", "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, **fields})
     assert caught.value.message == message
+
+
+def test_an_unknown_scaling_is_refused() -> None:
+    with pytest.raises(cf.errors.ArgumentError, match="argument 'kind' must be 'linear' or 'llama3', got 'yarn'"):
+        cf.RopeScaling("yarn", 4.0)
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def get_ready(source: Source, tokens: list[int], new: int, sampling: Sampling, d
     with bar() as show:
         ready = generation.get_ready(source, tokens, new, sampling=sampling, dtype=dtype, backend=backend, progress=show, trace=trace)
     if ready.converted:
-        screen.print(f"the weights are {', '.join(ready.converted)}; converted to {dtype}", style="yellow", markup=False)
+        screen.print(f"weights in {', '.join(ready.converted)} were converted to {dtype}", style="yellow", markup=False)
     return ready
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cfdsl.errors.base import CfdslError, Errors, SourceLine, raise_all
 from cfdsl.errors.compiler import AlgorithmUnsupported, CompileFailed, ConfigError, NoLegalConfig, NotLowered, PlanError
-from cfdsl.errors.hf import DecodeRefused, NotPatched, PackageMissing, PatchRefused, WeightsUnusable
+from cfdsl.errors.hf import DecodeRefused, NotPatched, PackageMissing, PatchedCopy, PatchRefused, PeerUnsupported, WeightsUnusable
 from cfdsl.errors.placement import ClustersDoNotDivide, NeedsReduce, NothingToSplit, PlacementMismatch, ShardDoesNotDivide, WrongCollective
 from cfdsl.errors.runtime import (
     BatchUnsupported,
@@ -20,6 +20,7 @@ from cfdsl.errors.runtime import (
     MarksMissing,
     NotTraced,
     RecordingFull,
+    SequenceSuperseded,
 )
 from cfdsl.errors.sizes import (
     ClusterSizeUnsupported,
@@ -79,9 +80,12 @@ __all__ = [
     "NothingToSplit",
     "PackageMissing",
     "PatchRefused",
+    "PatchedCopy",
+    "PeerUnsupported",
     "PlacementMismatch",
     "PlanError",
     "RecordingFull",
+    "SequenceSuperseded",
     "ShapeMismatch",
     "ShardDoesNotDivide",
     "SharedMemoryExceeded",

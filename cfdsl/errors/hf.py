@@ -30,12 +30,34 @@ class DecodeRefused(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
+class PeerUnsupported(CfdslError):
+    """A model whose decode Hugging Face's LlamaForCausalLM cannot be measured for: it would compute something else."""
+
+    model: str
+    reasons: Sequence[str]
+    _remedy = "measure without it (--no-peers), or a model without these."
+
+    @property
+    def message(self) -> str:  # one line: a benchmark's list of what was left out has one per peer
+        return f"LlamaForCausalLM cannot be {self.model}: {'; '.join(self.reasons)}."
+
+
+@dataclass(eq=False, kw_only=True)
+class PatchedCopy(CfdslError):
+    """A patched model was to be copied or pickled as it is."""
+
+    model: str
+    _says = "{model} is patched and cannot be copied or pickled: graphs and caches on the GPU, and the weights that they read, are its own."
+    _remedy = "call cfdsl.hf.unpatch(model) first, and patch the copy if need be; model.state_dict() and save_pretrained work as they are."
+
+
+@dataclass(eq=False, kw_only=True)
 class NotPatched(CfdslError):
-    """unpatch() of a model that is not patched."""
+    """unpatch() or status() of a model that is not patched."""
 
     model: str
     _says = "{model} is not patched."
-    _remedy = "call unpatch once, on the model that patch was called on."
+    _remedy = "give the model that patch was called on, before unpatch was."
 
 
 @dataclass(eq=False, kw_only=True)

@@ -87,6 +87,15 @@ class BatchUnsupported(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
+class SequenceSuperseded(CfdslError):
+    """A generator goes on with a sequence that is no longer in its decoder's caches."""
+
+    yielded: int
+    _says = "the decoder has begun another sequence since this generator yielded its token {yielded}: the caches are no longer its own."
+    _remedy = "use up one generator before the next begins, or make a decoder for each (weights are shared between them, not copied)."
+
+
+@dataclass(eq=False, kw_only=True)
 class LengthOutOfRange(CfdslError):
     """A cache length or position is negative or too large."""
 

@@ -1,4 +1,4 @@
-"""Hugging Face models decoded by cfdsl's kernels: `cfdsl.hf.patch(model)`, `cfdsl.hf.unpatch(model)`.
+"""Hugging Face models decoded by cfdsl's kernels: `cfdsl.hf.patch(model)`, `cfdsl.hf.status(model)`, `cfdsl.hf.unpatch(model)`.
 
 Importing this loads neither torch nor transformers; `patch` does not import transformers either, it works on the model that it is given.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["patch", "unpatch"]
+__all__ = ["patch", "status", "unpatch"]
 
 
 def patch(model: nn.Module, *, dtype: str | None = None, backend: Literal["kernel", "oracle"] | None = None) -> None:
@@ -38,3 +38,15 @@ def unpatch(model: nn.Module) -> None:
     from cfdsl.hf.patching import unpatch as unpatch_
 
     unpatch_(model)
+
+
+def status(model: nn.Module, clear: bool = False) -> tuple[str, ...]:
+    """What the kernels of a patched model flagged since the flags were last cleared, in words; empty if nothing. Waits for the GPU.
+
+    Flags are of what only the device sees: a token outside of the embedding table, which is clamped to it; a full cache; a grid barrier
+    that timed out. Of the caches that are still there, with the fusion's name ahead. Models of the same sizes share kernels and flags.
+    clear: forget them afterwards. Raises NotPatched.
+    """
+    from cfdsl.hf.patching import status as status_
+
+    return status_(model, clear)

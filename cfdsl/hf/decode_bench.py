@@ -124,5 +124,6 @@ def _attempt(make: Callable[[], Any], what: str, left_out: list[str]) -> Any:
         return make()
     except Exception as error:
         torch.cuda.empty_cache()
-        left_out.append(f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        note = f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        left_out.extend([note] if note not in left_out else [])
         return None

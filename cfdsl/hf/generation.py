@@ -90,7 +90,7 @@ class FolderSource:
 
 
 class GgufSource:
-    """A GGUF file; its weights come out of its quantisation."""
+    """A GGUF file; quantised weights are taken out of their blocks."""
 
     random = False
 
@@ -115,10 +115,10 @@ class GgufSource:
         return ends
 
     def weights(self, dtype: str, device: str, seed: int, progress: Progress) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-        """All of them in `dtype`."""
+        """All of them in `dtype`, and the types that were converted."""
         found: dict[str, Tensor] = self._file.weights(dtype, device)
         progress(len(found), len(found))
-        return found, ("quantised",)
+        return found, tuple(kind for kind in self._file.types if kind != dtype.upper())
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
-from cfdsl.errors import NotPatched, raise_all
-from cfdsl.hf import checks
+from cfdsl.errors import NotPatched, PatchedCopy, raise_all
+from cfdsl.hf import call_checks, checks
+from cfdsl.hf.alterations import Watch
 from cfdsl.hf.caches import has_tokens, static_tensors, tokens_before
 from cfdsl.hf.session import Session
 
@@ -46,6 +47,15 @@ def unpatch(model: nn.Module) -> None:
         del model.__dict__[name]
 
 
+def status(model: nn.Module, clear: bool = False) -> tuple[str, ...]:
+    """See `cfdsl.hf.status`."""
+    state = model.__dict__.get(STATE)
+    if state is None:
+        raise NotPatched(model=f"the {type(model).__name__}")
+    flagged = [session.decoder.status(clear) for session in state.sessions.values()]
+    return tuple(dict.fromkeys(text for texts in flagged for text in texts))
+
+
 def _bound(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments by name."""
     found = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
@@ -57,7 +67,8 @@ def is_decode(call: Mapping[str, Any]) -> bool:
     given = call.get("input_ids")
     if given is None:
         given = call.get("inputs_embeds")
-    return given is not None and given.shape[1] == 1 and has_tokens(call.get("past_key_values"))
+    one = isinstance(given, torch.Tensor) and given.dim() > 1 and given.shape[1] == 1
+    return one and has_tokens(call.get("past_key_values"))
 
 
 class Patched:
@@ -65,10 +76,14 @@ class Patched:
 
     def __init__(self, model: Any, backend: str) -> None:
         self._model = weakref.ref(model)  # the model holds this object
-        self.sizes = checks.model_config(model)
+        self.sizes, self.watch = checks.model_config(model), Watch(model)
         self.backend = backend
         self.dtype = checks.DTYPES[next(model.parameters()).dtype]
         self.sessions: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()
+
+    def __reduce__(self) -> NoReturn:
+        """Copying and pickling a model come by here, through its attributes."""
+        raise PatchedCopy(model=f"the {type(self.model).__name__}")
 
     @property
     def model(self) -> Any:
@@ -78,31 +93,39 @@ class Patched:
     @torch.no_grad()
     def decode(self, call: Mapping[str, Any]) -> Any:
         """One token: logits as Hugging Face returns them, the cache one token longer."""
-        weight = self.model.model.norm.weight
+        weight = next(self.model.parameters())
         with torch.cuda.device(weight.device) if weight.is_cuda else contextlib.nullcontext():  # the current one may be another
             return self._decode(self.model, call["past_key_values"], call)
 
     def _decode(self, model: Any, cache: Any, call: Mapping[str, Any]) -> Any:
-        ends = checks.end_addresses(model)
+        changed = not self.watch.holds()
+        errors = [*(checks.changed_errors(model, self.dtype, self.backend) if changed else ()), *call_checks.call_errors(model, call)]
         session = None if isinstance(cache, tuple) else self.sessions.get(cache)  # a tuple, of an early version, is refused below
-        if session is not None and session.fits(cache, ends):
-            raise_all(checks.call_errors(model, call))
-        else:
-            raise_all([*checks.call_errors(model, call), *checks.cache_errors(model, self.sizes, cache)])
-            session = self._begin(cache, ends)
+        if changed or session is None or not session.found.still_in(cache):
+            session = None
+            errors += call_checks.cache_errors(model, self.sizes, cache)
+        raise_all(errors)
+        if changed:
+            self._look_anew(model)
+        session = session or self._begin(model, cache)
         found = session.found
-        session.begin(tokens_before(cache, found, call), checks.single_mask(call.get("attention_mask")), call.get("position_ids"))
+        mask = call_checks.single_mask(call.get("attention_mask"))
+        session.begin(tokens_before(cache, found, call), mask, call.get("position_ids"))
         logits = session.step(call["input_ids"])
         found.advance()
         return _output(model, logits.to(model.dtype, copy=True)[:, None], cache, call)
 
-    def _begin(self, cache: Any, ends: tuple[int, ...]) -> Session:
-        """A session for a cache that has none, or other tensors than it had, or a model whose weights have moved."""
-        raise_all(checks.weight_errors(self.model, self.dtype, self.backend))
+    def _look_anew(self, model: Any) -> None:
+        """Take the model as it is now, with nothing against it: what was captured may have read weights from where they no longer are."""
+        self.sessions.clear()
+        self.sizes, self.watch = checks.model_config(model), Watch(model)
+
+    def _begin(self, model: Any, cache: Any) -> Session:
+        """A session for a cache that has none, or other tensors than it had."""
         found = static_tensors(cache)
         assert found is not None
         with torch.inference_mode(False):  # what a session allocates outlives the caller's inference_mode
-            self.sessions[cache] = Session(self.sizes, checks.weights(self.model), found, ends, self.dtype, self.backend)
+            self.sessions[cache] = Session(self.sizes, checks.weights(model), found, self.dtype, self.backend)
         return self.sessions[cache]
 
 

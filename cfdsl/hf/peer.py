@@ -12,15 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfdsl.errors import PackageMissing
+from cfdsl.errors import PackageMissing, PeerUnsupported
 from cfdsl.hf.caches import static_tensors
 from cfdsl.models import ModelConfig
 
-ACTIVATION = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_pytorch_tanh", "silu": "silu"}
+
+def unlike(sizes: ModelConfig) -> list[str]:
+    """What of a model LlamaForCausalLM cannot express."""
+    reasons = []
+    if sizes.qkv_bias:
+        reasons.append("its query, key and value projections have biases and the output projection has none")
+    if sizes.rotary_dim != sizes.head_dim:
+        reasons.append(f"it rotates {sizes.rotary_dim} of the {sizes.head_dim} dimensions of a head")
+    if sizes.rope_style != "half":
+        reasons.append(f"its rotary pairs are {sizes.rope_style}")
+    return reasons
 
 
 def hf_config(sizes: ModelConfig) -> Any:
-    """The LlamaConfig of these sizes."""
+    """The LlamaConfig of these sizes. Raises PeerUnsupported for what it has no words for, PackageMissing."""
+    if reasons := unlike(sizes):
+        raise PeerUnsupported(model=sizes.name, reasons=reasons)
     try:
         from transformers import LlamaConfig
     except ImportError:
@@ -37,19 +49,21 @@ def hf_config(sizes: ModelConfig) -> Any:
     return LlamaConfig(
         hidden_size=sizes.hidden, intermediate_size=sizes.intermediate, num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads,
         num_key_value_heads=sizes.kv_heads, head_dim=sizes.head_dim, vocab_size=sizes.vocab, max_position_embeddings=sizes.max_positions,
-        rms_norm_eps=sizes.norm_eps, hidden_act=ACTIVATION[sizes.activation], tie_word_embeddings=sizes.tied_embeddings,
+        rms_norm_eps=sizes.norm_eps, hidden_act=sizes.activation, tie_word_embeddings=sizes.tied_embeddings,
         attn_implementation="sdpa", **rope,
     )  # fmt: skip
 
 
 def hf_model(sizes: ModelConfig, weights: Mapping[str, Tensor]) -> Any:
-    """A LlamaForCausalLM whose parameters are `weights` themselves."""
+    """A LlamaForCausalLM whose parameters are `weights` themselves, all of them. Raises PeerUnsupported where it cannot be that."""
     config = hf_config(sizes)
     from transformers import LlamaForCausalLM
 
     with torch.device("meta"):
         model: Any = LlamaForCausalLM(config)
-    model.load_state_dict(dict(weights), strict=False, assign=True)
+    unknown = model.load_state_dict(dict(weights), strict=False, assign=True).unexpected_keys  # tied heads are missing, as below
+    if unknown:
+        raise PeerUnsupported(model=sizes.name, reasons=[f"it has no {name}" for name in unknown])
     if sizes.tied_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     with weights["model.norm.weight"].device:

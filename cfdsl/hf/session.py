@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cfdsl.errors import DecodeRefused
 from cfdsl.hf.caches import StaticTensors
-from cfdsl.hf.checks import causal
+from cfdsl.hf.call_checks import causal
 from cfdsl.models import ModelConfig
 
 
@@ -21,16 +21,11 @@ def decoder_class() -> Any:
 
 
 class Session:
-    """A Decoder whose caches are the tensors of one StaticCache, `found`.
+    """A Decoder whose caches are the tensors of one StaticCache, `found`. With other ones, or other weights, it is of no use: a graph has
+    them captured."""
 
-    ends   addresses of the first and the last weight: with others, or other cache tensors, a session is of no use, because a graph has
-           them captured
-    """
-
-    def __init__(
-        self, sizes: ModelConfig, weights: Mapping[str, Tensor], found: StaticTensors, ends: tuple[int, ...], dtype: str, backend: str
-    ) -> None:
-        self.found, self.ends = found, ends
+    def __init__(self, sizes: ModelConfig, weights: Mapping[str, Tensor], found: StaticTensors, dtype: str, backend: str) -> None:
+        self.found = found
         how: dict[str, Any] = {"capacity": found.capacity, "dtype": dtype, "caches": list(found.layers), "backend": backend}
         self.decoder = decoder_class()(sizes, weights, **how)
         self.capacity = found.capacity
@@ -39,10 +34,6 @@ class Session:
         self._fine = torch.ones((), dtype=torch.bool, device=found.layers[0][0].device)
         self._seen = torch.ones((), dtype=torch.bool, pin_memory=self.on_gpu)
         self._calls = 0
-
-    def fits(self, cache: Any, ends: tuple[int, ...]) -> bool:
-        """Whether the cache still has the tensors, and the model the weights, that this was made with."""
-        return self.ends == ends and self.found.still_in(cache)
 
     def begin(self, length: Tensor | int, mask: Tensor | None, position_ids: Tensor | None) -> None:
         """Set the length, from device to device, and look at what the call attends to.

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 import cfdsl as cf
-from fusions.decoder.step import LAYERS, options
+from fusions.decoder.step import GIVEN, LAYERS, options
 from fusions.decoder.weights import DTYPES
 
 BACKENDS = ("kernel", "oracle")
 
 
-def setting_errors(
-    capacity: int, dtype: str, backend: str, part: Any, layers: str, settings: Mapping[str, Any]
-) -> Iterator[cf.CfdslError]:
+def setting_errors(capacity: int, dtype: str, backend: str, part: Any, layers: str, settings: Mapping[str, Any]) -> Iterator[cf.CfdslError]:
     """Arguments of the decoder that are no tensors."""
     if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
         yield _argument("capacity", "a positive number of tokens", capacity)
@@ -30,9 +28,29 @@ def setting_errors(
     if layers not in LAYERS:
         yield _argument("layers", " or ".join(map(repr, LAYERS)), layers)
         return
-    for name in settings:
-        if name not in options(layers):
-            yield _argument("settings", f"a dictionary by fusion: {', '.join(options(layers))}", name)
+    needed = options(layers)
+    given: object = settings  # whatever a caller passed
+    if not isinstance(given, Mapping):
+        yield _argument("settings", f"a dictionary by fusion: {', '.join(needed)}", settings)
+        return
+    for name, chosen in settings.items():
+        if name not in needed:
+            yield _argument("settings", f"a dictionary by fusion: {', '.join(needed)}", name)
+        elif not isinstance(chosen, Mapping):
+            yield _argument(f"settings[{name!r}]", f"a dictionary of options of {name} and fields of its config", chosen)
+        else:
+            yield from _fixed(name, chosen, needed[name])
+
+
+def _fixed(name: str, chosen: Mapping[str, Any], needed: Mapping[str, Any]) -> Iterator[cf.CfdslError]:
+    """Settings of one fusion that are not the caller's to choose."""
+    for key, value in chosen.items():
+        argument, advice = f"settings[{name!r}][{key!r}]", f"leave {key!r} out of settings"
+        if key in GIVEN:
+            yield cf.errors.ArgumentError(argument=argument, expected="what the decoder itself says", got=repr(value), advice=advice)
+        elif key in needed and value != needed[key]:
+            expected = f"{needed[key]!r}, which the rest of a step needs"
+            yield cf.errors.ArgumentError(argument=argument, expected=expected, got=repr(value), advice=advice)
 
 
 def cache_errors(
@@ -51,30 +69,6 @@ def cache_errors(
             if tuple(cache.shape)[1:] != shape[1:] or cache.dtype != dtype or not cache.is_contiguous():
                 got = f"a {str(cache.dtype).removeprefix('torch.')} one of shape {tuple(cache.shape)} and strides {cache.stride()}"
                 yield cf.errors.ArgumentError(argument=f"caches[{layer}] {name}", expected=what, got=got)
-
-
-def generate_errors(model: cf.ModelConfig, capacity: int, prompt: Any, new: int, sampler: Any = None) -> Iterator[cf.CfdslError]:
-    """A prompt that is not one sequence of the model's tokens, or has no room together with the new ones; a sampler that is none."""
-    if sampler is not None and not callable(sampler):
-        yield _argument("sampler", "None or a function of logits, such as fusions.decoder.Sampler(temperature=0.8)", sampler)
-    if isinstance(prompt, str):
-        yield _argument("prompt_ids", "tokens, which a tokenizer makes of a text", prompt)
-        return
-    if isinstance(prompt, Tensor) and prompt.dim() == 2 or any(isinstance(row, (list, tuple)) for row in prompt):
-        if len(prompt) == 1:
-            yield cf.errors.ArgumentError(argument="prompt_ids", expected="a flat sequence of tokens", got="a batch of one such sequence")
-        else:
-            yield cf.errors.BatchUnsupported(batch=len(prompt))
-        return
-    if not len(prompt):
-        yield cf.errors.ArgumentError(argument="prompt_ids", expected="at least one token", got="none")
-    outside = [int(token) for token in prompt if not 0 <= int(token) < model.vocab]
-    if outside:
-        yield cf.errors.ArgumentError(argument="prompt_ids", expected=f"tokens from 0 to {model.vocab - 1}", got=str(outside))
-    if not isinstance(new, int) or isinstance(new, bool) or new < 1:
-        yield _argument("max_new_tokens", "a positive number", new)
-    elif len(prompt) + new > capacity:
-        yield cf.errors.CapacityExceeded(prompt=len(prompt), new=new, capacity=capacity)
 
 
 def _argument(name: str, expected: str, got: object) -> cf.CfdslError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 
 import cfdsl as cf
 from fusions.decoder.capture import capture
-from fusions.decoder.checks import cache_errors, generate_errors, setting_errors
+from fusions.decoder.checks import cache_errors, setting_errors
 from fusions.decoder.reading import Reader
+from fusions.decoder.request import choice_errors, end_list, room_errors, token_list, whole
 from fusions.decoder.sampling import Sample
 from fusions.decoder.step import Launch, Runner, kernels, launches, new_state
 from fusions.decoder.weights import DTYPES, EMBEDDING, weight_errors
@@ -31,7 +32,8 @@ class Decoder:
     backend    "kernel": on the GPU. "oracle": on the CPU, by the oracle (slow: for tests and for looking)
     part       what to compile for; None: the GPU at hand
     layers     "blocks": two kernels per layer. "whole": one, decoder_layer
-    settings   by fusion's name, what `cfdsl.compile` (or `cfdsl.oracle`) shall be told: {"attention_block": {"qkv": "rows"}}
+    settings   by fusion's name, what `cfdsl.compile` (or `cfdsl.oracle`) shall be told: {"attention_block": {"qkv": "rows"}}; not the
+               options that make the fusions fit together (`fusions.decoder.step.options`)
 
     `token`, `next_token`, `length` (1,) i32 and `logits` (1, vocab) f32 are on the device and never move: set `token` and `length`,
     call `step`, read `logits` and `next_token`. Not for two streams at the same time.
@@ -60,6 +62,7 @@ class Decoder:
         self.length, self.logits = self.state.length, self.state.logits
         self.launches: list[Launch] = launches(self.model, weights, self.caches, self.state, self.runners)
         self._replays: dict[bool, Callable[[], None]] = {}
+        self._sequence = 0  # how many were begun
 
     def _allocate(self) -> Caches:
         shape = (1, self.model.kv_heads, self.capacity, self.model.head_dim)
@@ -112,13 +115,15 @@ class Decoder:
         self.state.counters.copy_(before)
 
     def reset(self, length: int = 0) -> None:
-        """Count the caches as holding `length` tokens: 0 to begin a sequence, or as many as the caller has written into them."""
+        """Count the caches as holding `length` tokens: 0 to begin a sequence, or as many as the caller has written into them. A generator
+        of a sequence before does not go on (SequenceSuperseded)."""
+        self._sequence += 1
         self.length.fill_(length)
 
     # ---- generating ----------------------------------------------------------------------------------------------------------------
 
     def generate(
-        self, prompt_ids: Sequence[int], max_new_tokens: int, *, sampler: Sample | None = None, eos: int | Collection[int] | None = None,
+        self, prompt_ids: Sequence[int], max_new_tokens: int, *, sampler: Sample | None = None, eos: int | Iterable[int] | None = None,
         prefill: Callable[[Sequence[int]], int] | None = None,
     ) -> Iterator[int]:  # fmt: skip
         """Begin a new sequence with a prompt, and yield up to `max_new_tokens` tokens; the last one is of `eos` if one of it comes up.
@@ -129,17 +134,21 @@ class Decoder:
 
         On a GPU the steps are replays of a graph, and the next one is already running while a token is on its way to the host; so after
         an `eos` the caches hold one token more than was yielded. Raises all that is wrong here and now: CapacityExceeded where the
-        prompt and the new tokens have no room, BatchUnsupported, ArgumentError.
+        prompt and the new tokens have no room, BatchUnsupported, ArgumentError. There is one sequence at a time: a generator whose decoder
+        has begun another one since raises SequenceSuperseded.
         """
-        cf.errors.raise_all(generate_errors(self.model, self.capacity, prompt_ids, max_new_tokens, sampler))
-        ends = frozenset(() if eos is None else (eos,) if isinstance(eos, int) else eos)
-        return self._generate([int(token) for token in prompt_ids], max_new_tokens, sampler, ends, prefill)
+        prompt, ends = token_list(prompt_ids), end_list(eos)
+        room = room_errors(self.model, self.capacity, prompt_ids, prompt, max_new_tokens)
+        cf.errors.raise_all([*choice_errors(sampler, prefill, ends), *room])
+        assert prompt is not None
+        return self._generate([int(token) for token in prompt], max_new_tokens, sampler, frozenset(int(token) for token in ends), prefill)
 
     def _generate(
         self, prompt: list[int], count: int, sampler: Sample | None, ends: frozenset[int], prefill: Callable[[Sequence[int]], int] | None
     ) -> Iterator[int]:
         run, reader = self._run(advance=sampler is None), Reader(self.device)
         self._feed(prompt, run, prefill)
+        sequence = self._sequence
         for left in reversed(range(count)):
             if sampler is not None:
                 self.token.copy_(sampler(self.logits))
@@ -148,15 +157,18 @@ class Decoder:
                 run()  # the GPU goes on while the host gets the token
             token = reader.end()
             yield token
-            if token in ends:
+            if token in ends or not left:
                 return
-            if left and not reader.asynchronous:
+            if self._sequence != sequence:
+                raise cf.errors.SequenceSuperseded(yielded=count - left)
+            if not reader.asynchronous:
                 run()
 
     def _feed(self, prompt: list[int], run: Callable[[], None], prefill: Callable[[Sequence[int]], int] | None) -> None:
         """The prompt through prefill and steps. The token to feed after `run` advances is overwritten until the prompt is used up."""
+        self.reset()
         done = 0 if prefill is None else prefill(prompt)
-        if not 0 <= done < len(prompt):
+        if not whole(done) or not 0 <= done < len(prompt):
             raise cf.errors.ArgumentError(argument="prefill", expected=f"to return 0 to {len(prompt) - 1} tokens", got=repr(done))
         self.reset(done)
         for token in torch.tensor(prompt[done:], dtype=torch.int32).to(self.device).split(1):

@@ -17,13 +17,14 @@ from fusions.decoder_layer import NORM as FFN_NORM
 
 Runner = cf.Kernel | cf.Oracle
 LAYERS: dict[str, dict[str, dict[str, Any]]] = {  # the fusions of a layer, with the options that make them fit together
-    "blocks": {"attention_block": {"residual": False}, "ffn_block": {}},
-    "whole": {"decoder_layer": {}},
+    "blocks": {"attention_block": {"residual": False, "layout": "bhtd"}, "ffn_block": {}},
+    "whole": {"decoder_layer": {"layout": "bhtd"}},
 }
+GIVEN = ("fusion", "model", "batch", "dtype", "part", "sizes")  # what `kernels` tells `cfdsl.compile` itself
 
 
 def options(layers: str) -> dict[str, dict[str, Any]]:
-    """The fusions of a step by name, in launch order, each with its options."""
+    """The fusions of a step by name, in launch order, each with the options that it must have."""
     return {"embedding": {}, **LAYERS[layers], "lm_head": {"out": "both"}}
 
 

@@ -5,7 +5,7 @@ Needs the optional dependencies: pip install "cfdsl[text]".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import cfdsl as cf
@@ -13,6 +13,8 @@ from fusions.decoder.gguf_file import GgufFile
 
 CONTROL = 3  # llama.cpp's token type of texts like <|im_start|>, which no ordinary text is cut into
 PRE_TOKENIZERS = ("gpt-2", "smollm")
+BEGIN, ADD_BEGIN, ADD_END = (f"tokenizer.ggml.{key}" for key in ("bos_token_id", "add_bos_token", "add_eos_token"))
+UNFINISHED = "\ufffd"  # what the bytes of a character that is not complete yet are decoded to
 
 
 class Text:
@@ -28,13 +30,16 @@ class Text:
             raise cf.errors.ModelUnsupported(name=file.path, reasons=reasons)
         self._tokenizer = _tokenizer(file)
         self._template = file.metadata("tokenizer.chat_template")
+        self._begin = int(file.metadata(BEGIN)) if file.metadata(ADD_BEGIN) else None
+        self._names = dict(_names(file))
         ends = (file.metadata(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
         self.eos: frozenset[int] = frozenset(int(token) for token in ends if token is not None)
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text; control tokens in it are recognised."""
+        """The tokens of a text; control tokens in it are recognised. Where the file says that texts begin with a token, that one comes
+        first, if it is not there already."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return ids if self._begin is None or ids[:1] == [self._begin] else [self._begin, *ids]
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without the control tokens."""
@@ -48,18 +53,26 @@ class Text:
         if self._template is None:
             raise cf.errors.ArgumentError(argument="messages", expected="a text for encode()", got="a chat, and the file has no template")
         template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(self._template)
-        return self.encode(template.render(messages=list(messages), add_generation_prompt=True))
+        return self.encode(template.render(messages=list(messages), add_generation_prompt=True, **self._names))
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """The text as it comes, token by token; a character of several tokens appears with its last one."""
-        seen: list[int] = []
-        shown = ""
-        for token in tokens:
-            seen.append(token)
-            text = self.decode(seen)
-            if not text.endswith("\ufffd"):
-                yield text[len(shown) :]
-                shown = text
+        """The text as it comes: see `stream`."""
+        return stream(self.decode, tokens)
+
+
+def stream(decode: Callable[[list[int]], str], tokens: Iterable[int]) -> Iterator[str]:
+    """The text of tokens while they come, in pieces, each as soon as it is certain: a character of several tokens comes with its last one,
+    or as it is if there are no more tokens."""
+    seen: list[int] = []
+    shown, text = 0, ""
+    for token in tokens:
+        seen.append(token)
+        text = decode(seen)
+        if len(text) > shown and not text.endswith(UNFINISHED):
+            yield text[shown:]
+            shown = len(text)
+    if len(text) > shown:
+        yield text[shown:]
 
 
 def _unsupported(file: GgufFile) -> Iterator[str]:
@@ -68,6 +81,19 @@ def _unsupported(file: GgufFile) -> Iterator[str]:
         yield f"its tokenizer is {kind!r}; known is gpt2 (byte-level BPE)"
     elif cut not in PRE_TOKENIZERS:
         yield f"its tokenizer cuts words by the rules of {cut!r}; known are {', '.join(PRE_TOKENIZERS)}"
+    if file.metadata(ADD_BEGIN) and file.metadata(BEGIN) is None:
+        yield f"its texts begin with a token ({ADD_BEGIN}), and it does not say which"
+    if file.metadata(ADD_END):
+        yield f"its texts end with a token ({ADD_END}), and a prompt must not"
+
+
+def _names(file: GgufFile) -> Iterator[tuple[str, str]]:
+    """What chat templates call the tokens that begin and end a text."""
+    texts = file.metadata("tokenizer.ggml.tokens")
+    for name in ("bos", "eos"):
+        token = file.metadata(f"tokenizer.ggml.{name}_token_id")
+        if token is not None:
+            yield f"{name}_token", texts[token]
 
 
 def _tokenizer(file: GgufFile) -> Any:

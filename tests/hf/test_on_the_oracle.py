@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from calls import decoded, prefilled
 from runner import run
 from tiny import assert_same, generated, tiny
 
-from cfdsl.hf import patch, unpatch
+from cfdsl.errors import NotPatched
+from cfdsl.hf import patch, status, unpatch
 from cfdsl.hf.weights import random_weights
 from cfdsl.models import PRESETS
 from cfdsl.runtime import decode_benchmark, measure
+from cfdsl.runtime.kernel import STATUS
 from fusions.decoder import Decoder
 
 
@@ -40,6 +43,19 @@ def test_generate_gives_the_same_tokens(kind: str, dtype: torch.dtype, changed: 
     assert session.decoder.status() == ()
     unpatch(model)
     assert generated(model, 6)[0] == theirs[0]
+
+
+def test_what_the_kernels_flagged_can_be_read() -> None:
+    model = tiny(num_hidden_layers=1)
+    with pytest.raises(NotPatched):
+        status(model)
+    patch(model, backend="oracle")
+    assert status(model) == ()
+    cache = prefilled(model)
+    decoded(model, cache, 96)  # of 0 to 95
+    flagged = (f"embedding: {STATUS[3]}",)
+    assert status(model) == status(model, clear=True) == flagged
+    assert status(model) == ()
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import gc
-import inspect
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
+from calls import prefilled, static
 from plain_decoder import PlainDecoder
 from tiny import PROMPT, assert_same, generated, tiny
 
 import cfdsl as cf
-from cfdsl.errors import DecodeRefused, Errors, ModelUnsupported, NotPatched, PatchRefused
+from cfdsl.errors import PatchedCopy
 from cfdsl.hf import patch, unpatch
 
 pytestmark = pytest.mark.usefixtures("plain")
-
-
-def static(model: Any, tokens: int = 64) -> Any:
-    wanted = {"max_batch_size": 1, "device": model.device, "dtype": model.dtype}  # which versions before 4.56 ask for
-    known = inspect.signature(transformers.StaticCache.__init__).parameters
-    how = {name: value for name, value in wanted.items() if name in known}
-    return transformers.StaticCache(config=model.config, max_cache_len=tokens, **how)
-
-
-def prefilled(model: Any, cache: Any = None) -> Any:
-    """A cache with PROMPT in it, by Hugging Face."""
-    cache = static(model) if cache is None else cache
-    with torch.no_grad():
-        model(torch.tensor(PROMPT), past_key_values=cache)
-    return cache
-
-
-def refused(model: Any, ids: Any = None, **call: Any) -> str:
-    with torch.no_grad(), pytest.raises((DecodeRefused, Errors)) as caught:
-        model(input_ids=torch.tensor([[5]]) if ids is None else ids, **call)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -191,151 +174,21 @@ def test_a_session_per_cache_that_goes_with_it() -> None:
     assert len(PlainDecoder.made) == 1  # the weights moved
 
 
-# ---- refusals ------------------------------------------------------------------------------------------------------------------------
+WAYS = {"copy": copy.deepcopy, "pickle": pickle.dumps, "save": lambda model: torch.save(model, io.BytesIO())}
 
 
-def patch_refused(model: Any, **how: Any) -> str:
-    with pytest.raises((PatchRefused, ModelUnsupported, Errors)) as caught:
-        patch(model, **how)
-    assert "_cfdsl" not in model.__dict__
-    return str(caught.value)
-
-
-def test_all_that_is_wrong_with_a_model_is_said_at_once() -> None:
-    model = tiny("Llama", torch.float32, mlp_bias=True, head_dim=32)
-    text = patch_refused(model, backend="cuda")
-    assert text.startswith("4 mistakes:")
-    for part in (
-        "argument 'backend' must be 'kernel' or 'oracle', got 'cuda'",
-        "- mlp_bias: its feed-forward projections have biases",
-        "- head_dim is 32; the kernels have 64 and 128",
-        "its weights are float32; the kernels take bfloat16 and float16",
-        "its weights are on cpu, and kernels run on a GPU",
-    ):
-        assert part in text
-
-
-def test_models_that_are_refused() -> None:
-    assert "its class is not one of LlamaForCausalLM, MistralForCausalLM" in patch_refused(torch.nn.Linear(2, 2))
-    model = tiny()
-    assert "call model.to('cuda'); backend='oracle' runs the same graphs on the CPU" in patch_refused(model)
-    assert "its weights are bfloat16, and dtype='f16' was asked for" in patch_refused(model, backend="oracle", dtype="f16")
-    compiled: Any = torch.compile(model)
-    assert "patch the model inside of it (model._orig_mod)" in patch_refused(compiled, backend="oracle")
-    model.forward = model.forward
-    assert "its forward was replaced" in patch_refused(model, backend="oracle")
-    del model.forward
-    model.model.layers[1].mlp.up_proj = torch.nn.Identity()
-    assert "model.layers.1.mlp.up_proj (Identity) is no plain nn.Linear" in patch_refused(model, backend="oracle")
-    mixed = tiny()
-    mixed.lm_head.float()
-    assert "its weights have several dtypes: bfloat16, float32" in patch_refused(mixed, backend="oracle")
-    mixed.lm_head.to("meta", torch.bfloat16)
-    assert "its weights are on several devices (cpu, meta)" in patch_refused(mixed, backend="oracle")
-
-
-def test_patching_twice_and_unpatching_twice() -> None:
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_patched_model_is_not_copied(way: Callable[[Any], object], tmp_path: Path) -> None:
     model = tiny()
     patch(model, backend="oracle")
-    with pytest.raises(PatchRefused, match="it is patched already"):
-        patch(model, backend="oracle")
+    with pytest.raises(PatchedCopy, match="the LlamaForCausalLM is patched and cannot be copied or pickled"):
+        way(model)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
     unpatch(model)
-    with pytest.raises(NotPatched):
-        unpatch(model)
-
-
-def test_all_that_is_wrong_with_a_call_is_said_at_once() -> None:
-    model = tiny()
-    patch(model, backend="oracle")
-    cache = transformers.DynamicCache()
-    with torch.no_grad():
-        model(torch.tensor(PROMPT * 2), past_key_values=cache)
-    model.train()
-    unwanted = {"output_attentions": True, "output_hidden_states": True, "use_cache": False}
-    text = refused(model, torch.tensor([[5], [6]]), past_key_values=cache, **unwanted)
-    assert text.startswith("6 mistakes:")
-    for part in (
-        "it has a batch of 2 sequences",
-        "output_attentions: attention weights stay inside the kernels",
-        "output_hidden_states: hidden states stay inside the kernels",
-        "it has a cache and use_cache=False",
-        "the model is in training mode",
-        "its cache is a DynamicCache without the tensors of a StaticCache (transformers 4.51 to 5.x)",
-        "use a StaticCache, or model.generate(..., cache_implementation='static')",
-    ):
-        assert part in text
-    assert PlainDecoder.made == []
-
-
-def test_tuples_of_early_versions_are_refused() -> None:
-    model = tiny()
-    patch(model, backend="oracle")
-    pair = (torch.zeros(1, 2, 3, 64), torch.zeros(1, 2, 3, 64))
-    assert "its cache is a tuple" in refused(model, past_key_values=(pair, pair))
-
-
-def test_generate_without_a_static_cache_is_refused() -> None:
-    model = tiny()
-    patch(model, backend="oracle")
-    with pytest.raises(DecodeRefused, match="DynamicCache"):
-        generated(model, cache_implementation=None)
-
-
-def test_caches_that_do_not_fit() -> None:
-    model, other = tiny(), tiny(num_hidden_layers=1, num_key_value_heads=4)
-    patch(model, backend="oracle")
-    text = refused(model, past_key_values=prefilled(other))
-    assert "its cache has 1 layers and the model 2" in text
-    assert "its cache has tensors of shape (1, 4, 64, 64) where (1, 2, 64, 64) is needed" in text
-    assert "its cache is torch.float16" in refused(model, past_key_values=prefilled(tiny(dtype=torch.float16)))
-
-
-def test_a_window_shorter_than_the_cache() -> None:
-    model = tiny("Mistral", sliding_window=32)
-    patch(model, backend="oracle")
-    cache = prefilled(model, static(model, 24))
-    for _ in range(2):
-        model(torch.tensor([[5]]), past_key_values=cache)
-    assert int(cache.get_seq_length()) == 10
-    text = refused(model, past_key_values=prefilled(model, static(model, 64)))
-    assert "attends to the last 32 tokens only, and its cache is for at least 32" in text
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        {"attention_mask": torch.tensor([[0] + [1] * 8])},
-        {"attention_mask": (torch.arange(64) > 0)[None, None, None] & (torch.arange(64) <= 8)},
-        {"attention_mask": torch.where(torch.arange(64) <= 7, 0.0, -1e9)[None, None, None]},
-        {"position_ids": torch.tensor([[7]])},
-    ],
-)
-def test_padding_and_odd_positions(call: dict[str, Any]) -> None:
-    model = tiny()
-    patch(model, backend="oracle")
-    cache = prefilled(model)
-    text = refused(model, past_key_values=cache, **call)
-    assert "attends to other tokens than all that are cached and its own" in text
-    assert int(cache.get_seq_length()) == 8
-    fine = {"attention_mask": (torch.arange(64) <= 8)[None, None, None], "position_ids": torch.tensor([[8]])}
-    model(torch.tensor([[5]]), past_key_values=cache, **fine)
-    assert int(cache.get_seq_length()) == 9
-
-
-def test_a_full_cache_is_refused() -> None:
-    model = tiny()
-    patch(model, backend="oracle")
-    cache = prefilled(model, static(model, 8))
-    assert "more than the 8 tokens it has room for" in refused(model, past_key_values=cache)
-
-
-def test_left_padding_in_generate_is_refused() -> None:
-    model = tiny()
-    patch(model, backend="oracle")
-    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1]])
-    with pytest.raises(DecodeRefused, match="padding in attention_mask"):
-        model.generate(torch.tensor(PROMPT), attention_mask=mask, max_new_tokens=4, cache_implementation="static", do_sample=False)
+    way(model)
 
 
 def test_the_face() -> None:
     assert cf.hf.patch is patch
+    assert set(cf.hf.__all__) == {"patch", "status", "unpatch"}

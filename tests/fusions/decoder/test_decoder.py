@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from plain_model import PlainModel, agreement, logits_of, random_weights
 from torch import Tensor
 
 import cfdsl as cf
-from cfdsl.errors import ArgumentError, BatchUnsupported, CapacityExceeded, Errors, WeightsMismatch
+from cfdsl.errors import ArgumentError, BatchUnsupported, CapacityExceeded, Errors, SequenceSuperseded, WeightsMismatch
 from cfdsl.runtime.kernel import STATUS
 from fusions.decoder import Decoder, Sampler
 
@@ -92,6 +92,7 @@ def test_generate_is_the_same_as_steps_and_begins_anew_each_time() -> None:
     want, _ = run(decoder, PROMPT, 8)
     assert list(decoder.generate(PROMPT, 8)) == want
     assert list(decoder.generate(torch.tensor(PROMPT), 8)) == want
+    assert list(decoder.generate(iter(PROMPT), 8)) == want
     assert int(decoder.length) == len(PROMPT) + 8 - 1  # the last token is not fed
 
 
@@ -109,6 +110,33 @@ def test_eos_ends_it_and_is_yielded() -> None:
     cut = want.index(want[3]) + 1
     assert list(decoder.generate(PROMPT, 8, eos=want[3])) == want[:cut]
     assert list(decoder.generate(PROMPT, 8, eos={want[3], 999999})) == want[:cut]
+
+
+@pytest.mark.parametrize("of", [torch.tensor, lambda t: torch.tensor([t]), lambda t: [torch.tensor(t)], lambda t: iter([t])])
+def test_eos_is_taken_from_whatever_it_is_in(of: Callable[[int], Any]) -> None:
+    decoder = make()
+    want = list(decoder.generate(PROMPT, 8))
+    assert list(decoder.generate(PROMPT, 8, eos=of(want[3]))) == want[: want.index(want[3]) + 1]
+
+
+def test_of_two_generators_the_one_that_was_superseded_says_so() -> None:
+    decoder = make()
+    want = list(decoder.generate(PROMPT, 4))
+    first, second = decoder.generate(PROMPT, 4), decoder.generate(PROMPT, 4)
+    assert [next(first), next(first)] == want[:2]
+    assert next(second) == want[0]
+    with pytest.raises(SequenceSuperseded, match="begun another sequence since this generator yielded its token 2"):
+        next(first)
+    assert list(second) == want[1:]  # and is not disturbed
+    third = decoder.generate(PROMPT, 4)
+    next(third)
+    decoder.reset()
+    with pytest.raises(SequenceSuperseded):
+        next(third)
+    fourth = decoder.generate(PROMPT, 1)
+    next(fourth)
+    decoder.reset()
+    assert list(fourth) == []  # it had no more to say
 
 
 def test_a_sampler_chooses_the_tokens_and_a_seed_repeats_them() -> None:
@@ -132,8 +160,9 @@ def test_prefill_by_the_caller_leaves_the_rest_to_steps() -> None:
 
     assert list(other.generate(PROMPT, 6, prefill=prefill)) == want
     assert asked == [PROMPT]
-    with pytest.raises(ArgumentError, match="argument 'prefill' must be to return 0 to 2 tokens, got 3"):
-        list(other.generate(PROMPT, 6, prefill=len))
+    for count in (3, None):
+        with pytest.raises(ArgumentError, match=f"argument 'prefill' must be to return 0 to 2 tokens, got {count}"):
+            list(other.generate(PROMPT, 6, prefill=lambda prompt, count=count: count))
 
 
 def test_the_callers_caches_and_weights_are_used_where_they_are() -> None:
@@ -220,6 +249,19 @@ def test_settings_reach_the_fusion_they_name() -> None:
         ({"prompt_ids": [3, 320, -1]}, "argument 'prompt_ids' must be tokens from 0 to 319, got [320, -1]."),
         ({"prompt_ids": [[1, 2]]}, "argument 'prompt_ids' must be a flat sequence of tokens, got a batch of one such sequence."),
         ({"prompt_ids": "hi"}, "argument 'prompt_ids' must be tokens, which a tokenizer makes of a text, got 'hi'."),
+        ({"prompt_ids": 5}, "argument 'prompt_ids' must be a flat sequence of tokens, got 5."),
+        ({"prompt_ids": None}, "argument 'prompt_ids' must be a flat sequence of tokens, got None."),
+        ({"prompt_ids": torch.tensor(5)}, "argument 'prompt_ids' must be a flat sequence of tokens, got a tensor of shape ()."),
+        ({"prompt_ids": torch.ones(1, 1, 3)}, "argument 'prompt_ids' must be a flat sequence of tokens, got a tensor of shape (1, 1, 3)."),
+        ({"prompt_ids": [torch.ones(3)]}, "argument 'prompt_ids' must be a flat sequence of tokens, got a batch of one such sequence."),
+        ({"prompt_ids": ["a"]}, "argument 'prompt_ids' must be a flat sequence of tokens, which are whole numbers, got ['a']."),
+        ({"prompt_ids": [1, 1.7]}, "argument 'prompt_ids' must be a flat sequence of tokens, which are whole numbers, got [1.7]."),
+        ({"prompt_ids": [-1] * 10}, f"argument 'prompt_ids' must be tokens from 0 to 319, got {[-1] * 8} and 2 more."),
+        ({"eos": [2, "x"]}, "argument 'eos' must be a token, or several, got ['x']."),
+        (
+            {"prefill": 2},
+            "argument 'prefill' must be None or a function of the prompt, which returns how many of its tokens are in the caches, got 2.",
+        ),
         (
             {"sampler": "greedy"},
             "argument 'sampler' must be None or a function of logits, such as fusions.decoder.Sampler(temperature=0.8), got 'greedy'.",
@@ -292,6 +334,29 @@ def test_settings_that_make_no_sense_are_all_named() -> None:
         make(layers="whole", settings={"ffn_block": {}})
     with pytest.raises(ArgumentError, match="argument 'backend' must be 'kernel' or 'oracle', got 'gpu'"):
         Decoder(TINY, {}, capacity=8, backend="gpu")
+
+
+def test_what_a_step_needs_of_its_fusions_is_not_for_settings() -> None:
+    how = {
+        "attention_block": {"layout": "bthd", "residual": True, "qkv": "rows"},
+        "lm_head": {"out": "logits", "dtype": "f16"}, "ffn_block": 3,
+    }  # fmt: skip
+    with pytest.raises(Errors) as caught:
+        make(settings=how)
+    assert [error.message for error in caught.value.errors] == [
+        "argument \"settings['attention_block']['layout']\" must be 'bhtd', which the rest of a step needs, got 'bthd'.",
+        "argument \"settings['attention_block']['residual']\" must be False, which the rest of a step needs, got True.",
+        "argument \"settings['lm_head']['out']\" must be 'both', which the rest of a step needs, got 'logits'.",
+        "argument \"settings['lm_head']['dtype']\" must be what the decoder itself says, got 'f16'.",
+        "argument \"settings['ffn_block']\" must be a dictionary of options of ffn_block and fields of its config, got 3.",
+    ]
+    with pytest.raises(ArgumentError, match="must be 'both'.*got 'token'"):
+        make(settings={"lm_head": {"out": "token"}})
+    with pytest.raises(ArgumentError, match="must be 'bhtd'.*got 'bthd'"):
+        make(layers="whole", settings={"decoder_layer": {"layout": "bthd"}})
+    with pytest.raises(ArgumentError, match="argument 'settings' must be a dictionary by fusion: embedding.*got 'rows'"):
+        make(settings="rows")
+    make(settings={"lm_head": {"out": "both"}})  # as it is anyway
 
 
 def test_counting_and_advancing_as_one_is_the_same_as_one_after_the_other() -> None:

@@ -12,6 +12,7 @@ from plain_model import random_weights
 
 import cfdsl as cf
 from cfdsl.errors import ArgumentError, ModelUnsupported, WeightsMismatch
+from cfdsl.hf.generation import GgufSource
 from fusions.decoder import Decoder
 
 gguf = pytest.importorskip("gguf", reason='reading GGUF files needs pip install "cfdsl[text]"')
@@ -21,6 +22,7 @@ from fusions.decoder.text import Text  # noqa: E402
 MODEL = cf.ModelConfig(
     "tiny", 128, 4, 2, 64, layers=2, intermediate=192, vocab=300, rope_theta=500.0, rope_style="interleaved", norm_eps=1e-6
 )  # fmt: skip
+TEMPLATE = "{% for m in messages %}{{ '<|im_start|>' + m['content'] + '<|im_end|>' }}{% endfor %}"
 Write = Callable[..., Path]
 
 
@@ -41,7 +43,10 @@ def vocabulary() -> list[str]:
 def write(tmp_path: Path) -> Write:
     """Write a GGUF file of MODEL; keyword arguments say what is different about it."""
 
-    def made(quantised: bool = False, drop: str = "", architecture: str = "llama", more: dict[str, Any] | None = None) -> Path:
+    def made(
+        quantised: bool = False, drop: str = "", architecture: str = "llama", more: dict[str, Any] | None = None,
+        leave: tuple[str, ...] = (), template: str = TEMPLATE,
+    ) -> Path:  # fmt: skip
         writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
         writer.add_name("a tiny model")
         writer.add_context_length(64)
@@ -49,7 +54,8 @@ def write(tmp_path: Path) -> Write:
         writer.add_block_count(MODEL.layers)
         writer.add_feed_forward_length(MODEL.intermediate)
         writer.add_head_count(MODEL.heads)
-        writer.add_head_count_kv(MODEL.kv_heads)
+        if "attention.head_count_kv" not in leave:
+            writer.add_head_count_kv(MODEL.kv_heads)
         writer.add_key_length(MODEL.head_dim)
         writer.add_rope_freq_base(MODEL.rope_theta)
         writer.add_layer_norm_rms_eps(MODEL.norm_eps)
@@ -60,9 +66,10 @@ def write(tmp_path: Path) -> Write:
         writer.add_token_types([3, 3] + [1] * (len(texts) - 2))
         writer.add_token_merges(["h e", "l l", "he ll", "hell o", "Ġ hello"])
         writer.add_eos_token_id(1)
-        writer.add_chat_template("{% for m in messages %}{{ '<|im_start|>' + m['content'] + '<|im_end|>' }}{% endfor %}")
+        writer.add_chat_template(template)
         for key, value in (more or {}).items():
-            writer.add_string(key, value)
+            add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+            add.get(type(value), writer.add_string)(key, value)
         for ours, theirs in file_names(MODEL).items():
             if theirs != drop:
                 values = random_weights(MODEL, "f16")[ours].float().numpy()
@@ -116,8 +123,66 @@ def test_another_architecture_is_refused(write: Write) -> None:
 
 
 def test_scaled_frequencies_are_refused(write: Write) -> None:
-    with pytest.raises(ModelUnsupported, match="its rotary frequencies are scaled"):
+    with pytest.raises(ModelUnsupported, match="its rotary frequencies are scaled by 'yarn'; known is linear"):
         GgufFile(write(more={"llama.rope.scaling.type": "yarn"}))
+
+
+@pytest.mark.parametrize(
+    ("more", "factor"),
+    [
+        ({"rope.scaling.factor": 4.0}, 4.0),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, 4.0),
+        ({"rope.scale_linear": 2.0}, 2.0),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, None),
+        ({"rope.scaling.type": "linear"}, None),
+    ],
+)
+def test_frequencies_divided_by_a_factor(write: Write, more: dict[str, Any], factor: float | None) -> None:
+    """As llama.cpp reads it: linear, where a factor comes without a type."""
+    found = GgufFile(write(more={f"llama.{key}": value for key, value in more.items()})).model.rope_scaling
+    assert found == (None if factor is None else cf.RopeScaling("linear", factor))
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"attention.sliding_window": 32}, "its attention has a sliding window of 32 tokens"),
+        ({"attention.value_length": 128}, "its values have 128 dimensions per head, and its keys 64"),
+        ({"attention.scale": 1.0}, "llama.attention.scale is 1, not 1 / sqrt(64)"),
+        ({"logit_scale": 0.0625}, "llama.logit_scale is 0.0625"),
+        ({"attention.causal": False}, "llama.attention.causal is False"),
+        ({"attention.head_count_kv": [2, 1]}, "llama.attention.head_count_kv is another one in each layer"),
+    ],
+)
+def test_metadata_that_a_decoder_does_not_follow_is_refused(write: Write, more: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelUnsupported) as caught:
+        GgufFile(write(more={f"llama.{key}": value for key, value in more.items()}, leave=tuple(more)))
+    assert list(caught.value.reasons) == [reason]
+
+
+def test_metadata_that_changes_nothing(write: Write) -> None:
+    more = {"attention.sliding_window": 64, "attention.value_length": 64, "attention.scale": 0.125, "logit_scale": 1.0}
+    assert GgufFile(write(more={f"llama.{key}": value for key, value in more.items()})).model.rope_scaling is None
+
+
+@pytest.mark.parametrize("content", [b"", b"no file of this kind", b"GGUF", b"GGUF\x03\0\0\0" + b"\xff" * 40])
+def test_what_is_no_gguf_file_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(ModelUnsupported, match="it is no GGUF file, or only a part of one"):
+        GgufFile(tmp_path / "model.gguf")
+
+
+def test_the_types_that_weights_are_stored_in(write: Write) -> None:
+    assert GgufFile(write()).types == ("F32",)
+    assert GgufFile(write(quantised=True)).types == ("F32", "Q8_0")
+
+
+def test_generate_reports_what_it_converts(write: Write) -> None:
+    for quantised, kinds in ((False, ("F32",)), (True, ("F32", "Q8_0"))):
+        source = GgufSource(write(quantised=quantised))
+        assert source.weights("f16", "cpu", 0, lambda done, of: None)[1] == kinds
+    source._file.types = ("F16", "F32")
+    assert source.weights("f16", "cpu", 0, lambda done, of: None)[1] == ("F32",)
 
 
 def test_text_becomes_tokens_and_comes_back(write: Write) -> None:
@@ -128,6 +193,27 @@ def test_text_becomes_tokens_and_comes_back(write: Write) -> None:
     assert text.eos == {1}
 
 
+def test_texts_begin_as_the_file_says(write: Write) -> None:
+    begin = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 0}
+    text, hello = Text(GgufFile(write(more=begin))), vocabulary().index("hello")
+    assert text.encode("hello") == [0, hello]
+    assert text.encode("<|im_start|>hello") == [0, hello]  # it is there already
+    assert text.chat([{"role": "user", "content": "hello"}]) == [0, hello, 1]
+    assert Text(GgufFile(write(more={**begin, "tokenizer.ggml.add_bos_token": False}))).encode("hello") == [hello]
+    with pytest.raises(ModelUnsupported) as caught:
+        Text(GgufFile(write(more={"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_eos_token": True})))
+    assert list(caught.value.reasons) == [
+        "its texts begin with a token (tokenizer.ggml.add_bos_token), and it does not say which",
+        "its texts end with a token (tokenizer.ggml.add_eos_token), and a prompt must not",
+    ]
+
+
+def test_a_template_may_name_the_tokens_at_the_ends(write: Write) -> None:
+    template = "{{ bos_token }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
+    text = Text(GgufFile(write(more={"tokenizer.ggml.bos_token_id": 0}, template=template)))
+    assert text.chat([{"role": "user", "content": "hello"}]) == [0, vocabulary().index("hello"), 1]
+
+
 def test_a_chat_goes_through_the_files_template(write: Write) -> None:
     text = Text(GgufFile(write()))
     assert text.chat([{"role": "user", "content": "hello"}]) == [0, vocabulary().index("hello"), 1]
@@ -135,7 +221,9 @@ def test_a_chat_goes_through_the_files_template(write: Write) -> None:
 
 def test_a_stream_shows_a_character_when_it_is_whole(write: Write) -> None:
     text = Text(GgufFile(write()))
-    assert list(text.stream(text.encode("hello é!"))) == ["hello", " ", "é", "!"]
+    tokens = text.encode("hello é!")
+    assert list(text.stream(tokens)) == ["hello", " ", "é", "!"]
+    assert list(text.stream(tokens[:-2])) == ["hello", " ", "\ufffd"]  # the answer ended within a character
 
 
 def test_an_unknown_tokenizer_is_refused(write: Write) -> None:
