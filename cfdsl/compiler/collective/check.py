@@ -3,7 +3,8 @@
 Every act of every rank is an event. What must have happened before an event is known from program order, consumer barriers, waits (which
 follow every push that the phase counts), and meetings; never from how fast somebody is. From that knowledge follows, or does not:
 
-    bytes      a phase is armed once, with exactly the bytes that are pushed to it, before any of them can land
+    bytes      a phase is armed once, with exactly the bytes that are pushed to it, after the phase before was waited for (another arrival
+               in a phase that still runs would end it early, or break the barrier) and before any of them can land
     phases     a push for the next phase of a barrier comes after every thread of its owner has seen the last one end
     reuse      a place is overwritten, by whomever, after everybody has read what was there
     reading    what is read or pushed has been written or has landed, is synchronised, and is fenced for the engine that copies it
@@ -122,10 +123,16 @@ class Proof:
         elif act.do == WAIT:
             self._wait(run, act, call)
         elif act.do == ARM:
-            rank, r, s, number = self.phase(run.rank, act, call)
-            self.arms.setdefault((rank, r, s, number + 1), []).append(run.at)
+            self._arm(run, act, call)
         elif act.do == MEET:
             self._meet(run, act, call)
+
+    def _arm(self, run: Run, act: Act, call: int) -> None:
+        """By thread 0, which knows what it has waited for itself, as all threads have."""
+        rank, r, s, number = phase = self.phase(run.rank, act, call)
+        if phase not in self.waits:
+            self.wrong(f"round {r} is armed again before its phase was waited for", f"rank {rank}, set {s}, phase {number}")
+        self.arms.setdefault((rank, r, s, number + 1), []).append(run.at)
 
     def _meet(self, run: Run, act: Act, call: int) -> None:
         """A consumer barrier, then everybody's knowledge as they came to it, then a consumer barrier."""

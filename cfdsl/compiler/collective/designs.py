@@ -70,6 +70,11 @@ _CALLER_WRITES = Act(WRITE, ("src",))  # anew for each call
 _BEFORE = (_CALLER_WRITES,)  # once: bulk copies read a source until they have landed; who changes it has two in turn, broadcasts three
 
 
+def _taken(landed: tuple[str, ...]) -> tuple[Act, ...]:
+    """A result where it has landed is read at once, and until the next call: before and behind the barrier that is owed to the source."""
+    return Act(READ, landed), _CALLERS, Act(READ, landed)
+
+
 def _sources(request: Collective) -> tuple[int, int, int]:
     """(pieces, elements of one, their width) of what a rank sends: one to each peer in a reduce-scatter, else one in all."""
     n = request.heads * (request.dim + TERM_TAIL) if request.lse else request.payload
@@ -134,7 +139,7 @@ def _one_round(request: Collective, algorithm: str) -> Design:
         places.append(Place("out", out))
         acts += [Act(READ, landed), Act(WRITE, ("out",)), _CALLERS, Act(READ, ("out",))]
     else:
-        acts += [Act(READ, landed), _CALLERS]
+        acts += _taken(landed)
     protocol = Protocol(ranks, ((ranks - stays) * nbytes,), 2, tuple(places), tuple(acts), before=_BEFORE if bulk else (), closes=bulk)
     return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, pieces)
 
@@ -170,8 +175,7 @@ def _broadcast(request: Collective, algorithm: str) -> Design:
         Act(PUSH, (), 1, ACK_BYTES, ROOT, "ack", ST_ASYNC, lag=1),
         Act(PUSH, ("src",), 0, nbytes, EACH, "box", BULK if bulk else ST_ASYNC, only=ROOT),
         *wait(0),
-        Act(READ, ("box",)),
-        _CALLERS,
+        *_taken(("box",)),
     )
     places = (Place("src", row), Place("box", row, 2), Place("ack", ranks * ACK_BYTES, 2))
     tx, before = (nbytes, ranks * ACK_BYTES), _BEFORE if bulk else ()
