@@ -51,6 +51,11 @@ def sets(whole: Protocol, place: str, count: int) -> Protocol:
     return replace(whole, places=tuple(replace(p, sets=count) if p.name == place else p for p in whole.places))
 
 
+def sized(whole: Protocol, **nbytes: int) -> Protocol:
+    """The protocol with buffers of other sizes."""
+    return replace(whole, places=tuple(replace(p, nbytes=nbytes.get(p.name, p.nbytes)) for p in whole.places))
+
+
 def found(broken: Protocol) -> str:
     return "\n".join(str(error) for error in faults(broken))
 

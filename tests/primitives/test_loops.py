@@ -44,16 +44,19 @@ def test_instructions(name: str, wanted: dict[str, int | None]) -> None:
     no_local_memory(program)
 
 
-def recorded(case: Case) -> list[tuple[str, int]]:
-    """What a case's kernel does as it is traced: acts of a protocol with their bytes, those inside of others left out."""
-    acts: list[tuple[str, int]] = []
+Made = tuple[str, int, int]  # what is done, its bytes, and the bytes from one peer's row to the next in the source
+
+
+def recorded(case: Case) -> list[Made]:
+    """What a case's kernel does as it is traced: acts of a protocol, those inside of others left out."""
+    acts: list[Made] = []
     inside = 0
 
-    def recording(name: str, original: Any, nbytes: Callable[..., int]) -> Any:
+    def recording(name: str, original: Any, sizes: Callable[..., tuple[int, int]]) -> Any:
         def patched(*args: Any) -> Any:
             nonlocal inside
             if not inside:
-                acts.append((name, nbytes(*args)))
+                acts.append((name, *sizes(*args)))
             inside += 1
             try:
                 return original(*args)
@@ -62,17 +65,20 @@ def recorded(case: Case) -> list[tuple[str, int]]:
 
         return patched
 
-    def none(*args: Any) -> int:
-        return 0
+    def none(*args: Any) -> tuple[int, int]:
+        return 0, 0
+
+    def rows(src: Any, step: int, dst: Any, nbytes: int, *args: Any) -> tuple[int, int]:
+        return nbytes, 4 * step
 
     with contextlib.ExitStack() as stack:
-        for module, attribute, name, nbytes in (
+        for module, attribute, name, sizes in (
             (cta, "consumer_sync", "sync", none), (transfer, "fence", "fence", none), (exchange, "wait", "wait", none),
-            (exchange, "arm", "arm", lambda mbar, n: n), (grid, "meet", "meet", none), (transfer, "push", "push", lambda *args: args[3]),
-            (transfer, "push_to", "push", lambda *args: args[2]), (transfer, "bulk", "push", lambda *args: args[3]),
-            (exchange, "push1", "push", lambda *args: 4),
+            (exchange, "arm", "arm", lambda mbar, n: (n, 0)), (grid, "meet", "meet", none), (transfer, "push", "push", rows),
+            (transfer, "push_to", "push", lambda *args: (args[2], 0)), (transfer, "bulk", "push", rows),
+            (exchange, "push1", "push", lambda *args: (4, 0)),
         ):  # fmt: skip
-            stack.enter_context(mock.patch.object(module, attribute, recording(name, getattr(module, attribute), nbytes)))
+            stack.enter_context(mock.patch.object(module, attribute, recording(name, getattr(module, attribute), sizes)))
         case.build()
     return acts
 
@@ -84,12 +90,12 @@ def test_the_primitives_do_what_the_protocol_says(case: Case) -> None:
     protocol = case.constants[0].protocol
     outside = ("read", "write")
 
-    def listed(acts: tuple[Act, ...]) -> list[tuple[str, int]]:
+    def listed(acts: tuple[Act, ...]) -> list[Made]:
         own = [a for a in acts if a.do not in outside and not a.caller]
-        return [(a.do, protocol.tx[a.round] if a.do == "arm" else a.nbytes) for a in own]
+        return [(a.do, protocol.tx[a.round] if a.do == "arm" else a.nbytes, a.step) for a in own]
 
-    made = [("arm", nbytes) for nbytes in protocol.tx for _ in range(protocol.sets)]
-    callers = ("sync", 0)  # the kernel's own, before it looks at the result
+    made = [("arm", nbytes, 0) for nbytes in protocol.tx for _ in range(protocol.sets)]
+    callers = ("sync", 0, 0)  # the kernel's own, before it looks at the result
     assert recorded(case) == [*made, *listed(protocol.acts), callers, *listed(protocol.ending)]
 
 

@@ -128,7 +128,8 @@ def _one_round(request: Collective, algorithm: str) -> Design:
         return _scalar(request, algorithm)
     row, nbytes = padded(n * width), word_bytes(n, width)
     stays = _stays(ranks, nbytes)
-    push = Act(PUSH, ("src",), 0, nbytes, OTHERS if stays else EACH, "box", BULK if bulk else ST_ASYNC)
+    by, step = BULK if bulk else ST_ASYNC, row if pieces > 1 else 0
+    push = Act(PUSH, ("src",), 0, nbytes, OTHERS if stays else EACH, "box", by, step=step, apart=row)
     result_pieces, result_n = _results(request)
     out = padded(result_pieces * stride(result_n, width) * width)
     places = [Place("src", pieces * row), Place("box", ranks * row, 2)]
@@ -158,7 +159,7 @@ def _scalar(request: Collective, algorithm: str) -> Design:
     """One f32, from a register to a register; each result is also kept in memory, or the compiler would drop all additions but the last."""
     ranks = request.cluster
     places = (Place("box", padded(4 * ranks), 2), Place("kept", VECTOR))
-    push = Act(PUSH, (), 0, 4, EACH, "box", ST_ASYNC)
+    push = Act(PUSH, (), 0, 4, EACH, "box", ST_ASYNC, apart=4)
     acts = (Act(SYNC), push, Act(WAIT), Act(READ, ("box",)), Act(ARM), Act(WRITE, ("kept",)))
     protocol = Protocol(ranks, (4 * ranks,), 2, places, acts)
     return _made(request, algorithm, protocol, 1, 1, request.dtype, 1)
@@ -172,7 +173,7 @@ def _broadcast(request: Collective, algorithm: str) -> Design:
         *wait(1, only=ROOT, lag=2),
         Act(FENCE) if bulk else _CALLER_WRITES,
         Act(SYNC),
-        Act(PUSH, (), 1, ACK_BYTES, ROOT, "ack", ST_ASYNC, lag=1),
+        Act(PUSH, (), 1, ACK_BYTES, ROOT, "ack", ST_ASYNC, lag=1, apart=ACK_BYTES),
         Act(PUSH, ("src",), 0, nbytes, EACH, "box", BULK if bulk else ST_ASYNC, only=ROOT),
         *wait(0),
         *_taken(("box",)),
@@ -207,12 +208,12 @@ def _scatter_gather(request: Collective, algorithm: str) -> Design:
     acts = (
         _CALLER_WRITES,
         Act(SYNC),
-        Act(PUSH, ("src",), 0, row, to, "box", ST_ASYNC),
+        Act(PUSH, ("src",), 0, row, to, "box", ST_ASYNC, step=row, apart=row),
         *_own(stays, "own", 0),
         Act(READ, ("box", "own") if stays else ("box",)),
         Act(WRITE, ("mid",)),
         Act(SYNC),
-        Act(PUSH, ("mid",), 1, out_row, to, "out", ST_ASYNC),
+        Act(PUSH, ("mid",), 1, out_row, to, "out", ST_ASYNC, apart=out_row),
         *_own(stays, "reduced", 1),
         Act(READ, ("out", "reduced") if stays else ("out",)),
     )

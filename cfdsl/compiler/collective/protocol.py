@@ -18,7 +18,8 @@ class Act:
     """One thing that the consumer threads of a rank do in call i.
 
     do       sync: the consumer barrier. fence: the proxy fence, by each thread. write, read: own threads, of `places`.
-             push: `nbytes` of `places` to each of the ranks `to`, landing in `lands`, counted on the barrier of round `round`.
+             push: `nbytes` of `places` to each of the ranks `to`, landing in `lands`, counted on the barrier of round `round`. Peer p
+             gets the bytes from p * `step` on; those of rank r land from r * `apart` on.
              wait: for round `round` of call i - `lag`. arm: thread 0, the same barrier, for the next call that uses it.
              meet: all ranks' barrier in device memory
     only     "": every rank does it; "root": rank 0 alone
@@ -36,6 +37,8 @@ class Act:
     by: str = ""
     only: str = ""
     lag: int = 0
+    step: int = 0
+    apart: int = 0
     caller: bool = False
 
     @property
@@ -114,6 +117,10 @@ class Protocol:
             return act.nbytes
         chunks = act.nbytes // 16
         return 16 * ((rank + 1) * chunks // self.ranks - rank * chunks // self.ranks)
+
+    def landing(self, act: Act, rank: int) -> int:
+        """Where in its landing place the bytes of `rank` begin."""
+        return rank * act.apart if act.by != MULTICAST else 16 * (rank * (act.nbytes // 16) // self.ranks)
 
     def sent(self) -> int:
         """Bytes that go to other ranks in one call, of the rank that sends most."""

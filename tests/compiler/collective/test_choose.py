@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfdsl.compiler.collective.check_bytes import byte_faults
 from cfdsl.compiler.collective.choose import candidates, choose, explain
 from cfdsl.compiler.collective.design import Design
 from cfdsl.compiler.collective.designs import ALGORITHMS
@@ -87,6 +88,7 @@ def test_whatever_is_asked_something_does_it_or_says_why(kind: str, op: str, dty
         assert all(nbytes % 4 == 0 and nbytes < 2**20 for nbytes in design.protocol.tx)
         ends = [place.offset + place.nbytes * place.sets for place in design.protocol.places if place.in_arena]
         assert max(ends, default=0) <= design.smem_bytes
+        assert not list(byte_faults(design.protocol)), design.protocol
 
 
 def test_every_mistake_of_a_request_at_once() -> None:
