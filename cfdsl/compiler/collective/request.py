@@ -16,6 +16,8 @@ OPERATORS = ("sum", "max", "min", "lse")
 WIDTH = {"f32": 4, "bf16": 2, "f16": 2}
 LEAST_BYTES = 4
 MOST_ELEMENTS = 2**28  # of a tensor: offsets are 32-bit, and rows in device memory come in two sets and grow to four words an element
+MOST_REPEAT = 2**31 - 1  # calls are counted in 32 bits
+MOST_TIMED = 2**16  # so are the cycles of a launch: of an exchange that fills shared memory they are some 2^15
 TERM_TAIL = 4  # f32 behind the outputs of a head in a softmax term; mirrors `primitives.fold.TAIL`
 
 
@@ -93,14 +95,12 @@ def mistakes(request: Collective, part: Part) -> Iterator[CfdslError]:
         yield ArgumentError(argument="cluster", expected="a number of CTAs", got=repr(request.cluster))
     elif request.cluster not in CLUSTER_SIZES or request.cluster > part.cluster_limit:
         yield ClusterSizeUnsupported(size=request.cluster, supported=[size for size in CLUSTER_SIZES if size <= part.cluster_limit])
-    for name, value in (("clusters", request.clusters), ("repeat", request.repeat)):
-        if not (_whole(value) and value >= 1):
-            yield ArgumentError(argument=name, expected="an integer of at least 1", got=repr(value))
+    yield from _counts(request)
     shape: object = request.shape  # whatever a caller passed
     if not isinstance(shape, tuple) or not shape or not all(_whole(size) and size >= 1 for size in shape):
         yield ArgumentError(argument="shape", expected="a tuple of at least one positive integer", got=repr(request.shape))
         return
-    if request.dtype in WIDTH and request.payload * request.width < LEAST_BYTES:
+    if request.dtype in tuple(WIDTH) and request.payload * request.width < LEAST_BYTES:
         got = f"{request.payload} x {request.width} bytes"
         yield ArgumentError(argument="shape", expected=f"a payload of at least {LEAST_BYTES} bytes", got=got)
     if request.kind == "reduce_scatter" and request.cluster in CLUSTER_SIZES and request.shape[0] % request.cluster:
@@ -122,6 +122,15 @@ def _choices(request: Collective) -> Iterator[CfdslError]:
     for name, value, known in (("kind", request.kind, KINDS), ("op", request.op, OPERATORS), ("dtype", request.dtype, tuple(WIDTH))):
         if value not in known:
             yield ArgumentError(argument=name, expected=f"one of {', '.join(known)}", got=repr(value))
+
+
+def _counts(request: Collective) -> Iterator[CfdslError]:
+    if not (_whole(request.clusters) and request.clusters >= 1):
+        yield ArgumentError(argument="clusters", expected="an integer of at least 1", got=repr(request.clusters))
+    most, why = (MOST_TIMED, "with timed=True (cycles") if request.timed else (MOST_REPEAT, "(calls")
+    if not (_whole(request.repeat) and 1 <= request.repeat <= most):
+        expected = f"an integer from 1 to {most} {why} are counted in 32 bits)"
+        yield ArgumentError(argument="repeat", expected=expected, got=repr(request.repeat))
 
 
 def _softmax(request: Collective) -> Iterator[CfdslError]:
