@@ -65,7 +65,8 @@ def choose(request: Collective, part: Part, algorithm: str | None = None) -> tup
     possible = {c.algorithm: c for c in found if c.design is not None and c.cycles is not None}
     if algorithm not in (*possible, None) or not possible:
         reasons = [(c.algorithm, reason) for c in found if algorithm in (None, c.algorithm) for reason in c.reasons]
-        raise AlgorithmUnsupported(request=request.text, algorithm=algorithm, reasons=reasons, possible=tuple(possible))
+        grows = request.kind == "gather" and request.cluster > 1
+        raise AlgorithmUnsupported(request=request.text, algorithm=algorithm, reasons=reasons, possible=tuple(possible), grows=grows)
     best = possible[algorithm] if algorithm else min(possible.values(), key=lambda c: c.each)
     assert best.design is not None
     return best.design, found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -125,7 +127,15 @@ def test_too_large_for_shared_memory_lists_every_algorithm() -> None:
     text = str(caught.value)
     assert all(f"  - {name}: " in text for name in ALGORITHMS)
     assert "bytes of shared memory, the limit is 232,448" in text
-    assert "use a smaller payload" in text
+    assert text.endswith("remedy: use a smaller payload; or do it in several calls, each with a part of the payload.")
+
+
+def test_a_gather_that_is_too_large_fits_with_fewer_ranks() -> None:
+    """The remedy is true: what 16 ranks cannot gather, 8 can."""
+    request = Collective("gather", "sum", (4000,), "f32", 16)
+    with pytest.raises(AlgorithmUnsupported, match="use a smaller payload or a smaller cluster, whose payloads together are the result"):
+        choose(request, PART)
+    choose(replace(request, cluster=8), PART)
 
 
 def test_the_choice_in_words() -> None:
