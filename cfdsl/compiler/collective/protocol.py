@@ -18,8 +18,9 @@ class Act:
     """One thing that the consumer threads of a rank do in call i.
 
     do       sync: the consumer barrier. fence: the proxy fence, by each thread. write, read: own threads, of `places`.
-             push: `nbytes` of `places` to each of the ranks `to`, landing in `lands`, counted on the barrier of round `round`. Peer p
-             gets the bytes from p * `step` on; those of rank r land from r * `apart` on.
+             push: `nbytes` of `places` (none: of a register, or by multicast of device memory) to each of the ranks `to`, landing in
+             `lands`, counted on the barrier of round `round`. Peer p gets the bytes from p * `step` on; those of rank r land from
+             r * `apart` on.
              wait: for round `round` of call i - `lag`. arm: thread 0, the same barrier, for the next call that uses it.
              meet: all ranks' barrier in device memory
     only     "": every rank does it; "root": rank 0 alone
@@ -47,7 +48,8 @@ class Act:
         who = "rank 0: " if self.only else ""
         of = f" of call i - {self.lag}" if self.lag else ""
         if self.do == PUSH:
-            return f"{who}{self.by} {self.nbytes} B of {what or 'device memory'} to {self.to}, into {self.lands}, on round {self.round}{of}"
+            source = what or ("device memory" if self.by == MULTICAST else "a register")
+            return f"{who}{self.by} {self.nbytes} B of {source} to {self.to}, into {self.lands}, on round {self.round}{of}"
         if self.do in (WAIT, ARM):
             return f"{who}{self.do} round {self.round}{of}"
         return f"{who}{self.do} {what}".rstrip() + of

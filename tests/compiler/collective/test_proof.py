@@ -114,4 +114,6 @@ def test_the_text_says_who_does_what() -> None:
     text = protocol_text(CAST)
     assert "cluster of 4; 4 barriers in 2 sets, armed with 768, 16 B" in text
     assert "rank 0: st.async 768 B of src to each, into box, on round 0" in text
-    assert "st.async 4 B" in text
+    assert "st.async 4 B of a register to root, into ack, on round 1 of call i - 1" in text
+    assert "st.async 4 B of a register to each, into box, on round 0" in protocol_text(SCALAR)
+    assert "multicast 3072 B of device memory to each, into box, on round 0" in protocol_text(GATHERS[3])
