@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cfdsl.compiler.collective.choose import asked_wrongly, candidates
+from cfdsl.compiler.collective.choose import asked_wrongly, candidates, ranked
 from cfdsl.compiler.collective.request import Collective, mistakes
 from cfdsl.compiler.parts import Part, part_named
 from cfdsl.errors import CfdslError, raise_all
@@ -87,8 +87,7 @@ def collective_algorithms(
     request = Collective(kind, op, _shape(shape), dtype, cluster)
     target = _target(request, None, part)
     raise_all(mistakes(request, target))
-    found = [c for c in candidates(request, target) if c.cycles is not None]
-    return tuple(c.algorithm for c in sorted(found, key=lambda c: c.each))
+    return tuple(c.algorithm for c in ranked(candidates(request, target)))
 
 
 def _target(request: Collective, algorithm: str | None, part: Part | str | None) -> Part:

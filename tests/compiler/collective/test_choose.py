@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfdsl.compiler.collective.check_bytes import byte_faults
-from cfdsl.compiler.collective.choose import candidates, choose, explain
+from cfdsl.compiler.collective.choose import candidates, choose, explain, ranked
 from cfdsl.compiler.collective.design import Design
 from cfdsl.compiler.collective.designs import ALGORITHMS
 from cfdsl.compiler.collective.request import KINDS, OPERATORS, WIDTH, Collective, mistakes
@@ -38,6 +38,19 @@ def test_what_lies_in_device_memory_is_multicast_once_and_pushed_in_a_loop() -> 
     assert by_name["multicast"].bring == 0
     assert by_name["push"].bring == pytest.approx(0.65 * 1755 + 64 * 4 / 64)  # a round through L2, and 64 bytes a cycle
     assert by_name["push"].each == by_name["push"].cycles + by_name["push"].bring
+
+
+@pytest.mark.parametrize("repeat", [1, 100])
+@pytest.mark.parametrize("size", [1, 4])
+def test_of_two_that_tie_the_one_with_fewer_barriers_is_chosen(size: int, repeat: int) -> None:
+    """Over 2 ranks recursive doubling is expected to be a quarter of a cycle faster: it sends nothing to itself."""
+    design, found = choose(Collective("reduce", "sum", (size,), "f32", 2, repeat=repeat), PART)
+    by_name = {c.algorithm: c for c in found if c.design is not None}
+    assert by_name["doubling"].each < by_name["push"].each < by_name["doubling"].each * 1.01
+    assert design.algorithm == "push"
+    names = [c.algorithm for c in ranked(found)]
+    assert names[:2] == ["push", "doubling"]
+    assert [by_name[name].each for name in names[1:]] == sorted(by_name[name].each for name in names[1:])
 
 
 def test_one_float_needs_no_source_and_no_result_in_memory() -> None:
