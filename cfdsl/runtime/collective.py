@@ -58,7 +58,7 @@ def collective(
                 "gather": the ranks' x along dimension 0. "broadcast": rank 0's x.
     op          "sum", "max", "min" (a NaN loses against a number), or "lse": x is o (heads, dim) unnormalised, with ml (clusters, cluster,
                 heads, 2): the base-2 maximum and the sum; y is normalised. Sums are in float32 whatever `dtype` is.
-    dtype       "f32", "bf16" or "f16"; "lse" takes f32
+    dtype       "f32", "bf16" or "f16", of x and y. With "lse" ml is f32, and x becomes so before it is sent; y is rounded once
     algorithm   None: the cost model's choice for such a launch, see `kernel.stages["choice"]`; or one of `collective_algorithms(...)`
     repeat      exchanges back to back inside of one launch, with the same result
     timed       one more output `cycles` (clusters, cluster) i32: the SM's clock from before the first exchange to after the last

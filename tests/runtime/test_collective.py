@@ -65,6 +65,19 @@ def test_lse_takes_the_statistics_and_off_chip_has_a_workspace() -> None:
 
 
 @pytest.mark.compile
+@pytest.mark.parametrize("algorithm", ["push", "bulk", "scatter_gather", "doubling", "global"])
+def test_lse_of_halves_is_in_float32_between_its_ends(algorithm: str) -> None:
+    kernel = cf.collective("reduce", op="lse", shape=(8, 68), dtype="bf16", cluster=4, algorithm=algorithm, part=PART)
+    assert [(arg.name, arg.dtype) for arg in kernel.args] == [("x", "bf16"), ("ml", "f32"), ("y", "bf16")]
+    assert "ld.global.b16" in kernel.ptx
+    assert len(re.findall(r"st\.global\.v2\.b32", kernel.ptx)) == 1, "y is written four halves at a time"
+    assert kernel.ptx.count("cvt.rn.bf16x2.f32") == 2, "each element of y is rounded once"
+    assert (kernel.spills, kernel.stack) == (0, 0)
+    wide = cf.collective("reduce", op="lse", shape=(8, 68), cluster=4, algorithm=algorithm, part=PART)
+    assert (kernel.bytes_pushed, kernel.smem_bytes) == (wide.bytes_pushed, wide.smem_bytes)
+
+
+@pytest.mark.compile
 def test_arguments_are_checked_as_those_of_fusions() -> None:
     kernel = cf.collective("gather", shape=(8,), cluster=2, algorithm="push", part=PART)
     with pytest.raises(Errors, match=r"(?s)'x' must be.*float32 tensor of shape \(1, 2, 8\).*'y' must be.*\(1, 2, 16\)"):

@@ -27,7 +27,7 @@ from cfdsl.compiler.collective.protocol import (
     Protocol,
     wait,
 )  # fmt: skip
-from cfdsl.compiler.collective.request import TERM_TAIL, Collective
+from cfdsl.compiler.collective.request import TERM_TAIL, WIDTH, Collective
 
 ALGORITHMS = ("push", "bulk", "scatter_gather", "doubling", "multicast", "global")
 MAX_THREADS = 256
@@ -79,7 +79,7 @@ def _sources(request: Collective) -> tuple[int, int, int]:
     """(pieces, elements of one, their width) of what a rank sends: one to each peer in a reduce-scatter, else one in all."""
     n = request.heads * (request.dim + TERM_TAIL) if request.lse else request.payload
     pieces = request.cluster if request.kind == "reduce_scatter" else 1
-    return pieces, n // pieces, request.width
+    return pieces, n // pieces, WIDTH[request.held]
 
 
 def _results(request: Collective) -> tuple[int, int]:
@@ -142,7 +142,7 @@ def _one_round(request: Collective, algorithm: str) -> Design:
     else:
         acts += _taken(landed)
     protocol = Protocol(ranks, ((ranks - stays) * nbytes,), 2, tuple(places), tuple(acts), before=_BEFORE if bulk else (), closes=bulk)
-    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, pieces)
+    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.held, pieces)
 
 
 def _stays(ranks: int, nbytes: int) -> bool:
@@ -181,7 +181,7 @@ def _broadcast(request: Collective, algorithm: str) -> Design:
     places = (Place("src", row), Place("box", row, 2), Place("ack", ranks * ACK_BYTES, 2))
     tx, before = (nbytes, ranks * ACK_BYTES), _BEFORE if bulk else ()
     protocol = Protocol(ranks, tx, 2, places, acts, before=before, ending=wait(1, only=ROOT, lag=2), closes=bulk)
-    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, 1)
+    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.held, 1)
 
 
 def _multicast(request: Collective, algorithm: str) -> Design:
@@ -190,7 +190,7 @@ def _multicast(request: Collective, algorithm: str) -> Design:
     nbytes = n * request.width
     push = Act(PUSH, (), 0, nbytes, EACH, "box", MULTICAST)
     protocol = Protocol(ranks, (nbytes,), 2, (Place("box", nbytes, 2),), (Act(SYNC), push, *wait(0), Act(READ, ("box",))))
-    return _made(request, algorithm, protocol, nbytes // VECTOR, n, request.dtype, 0)
+    return _made(request, algorithm, protocol, nbytes // VECTOR, n, request.held, 0)
 
 
 # ---- several rounds ----------------------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def _multicast(request: Collective, algorithm: str) -> Design:
 
 def _scatter_gather(request: Collective, algorithm: str) -> Design:
     """Pieces of whole vectors (LSE: of whole heads); the last ones may be past the payload's end and mean nothing."""
-    ranks, width = request.cluster, request.width
+    ranks, width = request.cluster, WIDTH[request.held]
     unit = request.dim + TERM_TAIL if request.lse else VECTOR // width
     n = -(-_sources(request)[1] // ranks // unit) * unit if request.lse else -(-request.payload // (ranks * unit)) * unit
     out = n // unit * request.dim if request.lse else n
@@ -220,7 +220,7 @@ def _scatter_gather(request: Collective, algorithm: str) -> Design:
     places = [Place("src", ranks * row), Place("box", ranks * row), Place("mid", out_row), Place("out", ranks * out_row)]
     places += [Place("own", row, part_of="box"), Place("reduced", out_row, part_of="out")] if stays else []
     protocol = Protocol(ranks, ((ranks - stays) * row, (ranks - stays) * out_row), 1, tuple(places), acts)
-    made = _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, ranks)
+    made = _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.held, ranks)
     return replace(made, result_piece=out, result_pieces=ranks)
 
 
@@ -261,7 +261,7 @@ def _doubling_gather(request: Collective, algorithm: str) -> Design:
     protocol = Protocol(
         ranks, tuple(row << r for r in range(rounds)), 2, (Place("src", row), Place("box", ranks * row, 2), *parts), tuple(acts)
     )
-    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, 1)
+    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.held, 1)
 
 
 # ---- off chip ----------------------------------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def _global(request: Collective, algorithm: str) -> Design:
         Place("rows", pieces * row, 2, shared=True),
     )  # fmt: skip
     protocol = Protocol(ranks, (), 1, places, acts)
-    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, pieces)
+    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.held, pieces)
 
 
 _DESIGNS: dict[str, Callable[[Collective, str], Design]] = {

@@ -48,8 +48,13 @@ class Collective:
 
     @property
     def width(self) -> int:
-        """Bytes of an element."""
+        """Bytes of an element of x and y."""
         return WIDTH[self.dtype]
+
+    @property
+    def held(self) -> str:
+        """Type of a source and of a result in shared memory: terms of LSE are f32 there, and so is what comes of them."""
+        return "f32" if self.lse else self.dtype
 
     @property
     def payload(self) -> int:
@@ -134,8 +139,6 @@ def _counts(request: Collective) -> Iterator[CfdslError]:
 
 
 def _softmax(request: Collective) -> Iterator[CfdslError]:
-    if request.dtype != "f32":
-        yield ArgumentError(argument="dtype", expected="f32 for op='lse' (unnormalised outputs)", got=repr(request.dtype))
     if len(request.shape) != 2 or request.shape[1] % 4:
         expected = "(heads, dim) with dim a multiple of 4 for op='lse'"
         yield ArgumentError(argument="shape", expected=expected, got=repr(request.shape))

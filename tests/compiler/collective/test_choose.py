@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from cfdsl.compiler.collective.check_bytes import byte_faults
 from cfdsl.compiler.collective.choose import candidates, choose, explain, ranked
 from cfdsl.compiler.collective.design import Design
-from cfdsl.compiler.collective.designs import ALGORITHMS
+from cfdsl.compiler.collective.designs import ALGORITHMS, design, refusals
+from cfdsl.compiler.collective.lower import plan_of
 from cfdsl.compiler.collective.request import KINDS, OPERATORS, WIDTH, Collective, mistakes
 from cfdsl.compiler.parts import PARTS
 from cfdsl.errors import AlgorithmUnsupported, ArgumentError, ClusterSizeUnsupported, Errors, ShardDoesNotDivide
@@ -85,6 +86,19 @@ def test_half_types_travel_as_they_are_but_for_doubling() -> None:
     assert chosen("reduce", (128,), dtype="bf16", algorithm="doubling").bytes_pushed == 2 * 512  # sums are in float32
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+@pytest.mark.parametrize(("kind", "algorithm"), [(k, a) for k in ("reduce", "reduce_scatter") for a in ALGORITHMS])
+def test_softmax_terms_travel_in_float32_whatever_x_and_y_are(kind: str, algorithm: str, dtype: str) -> None:
+    wide, half = (Collective(kind, "lse", (8, 68), held, 4) for held in ("f32", dtype))
+    if list(refusals(wide, algorithm)):
+        assert list(refusals(half, algorithm)) == list(refusals(wide, algorithm))
+        return
+    assert design(half, algorithm).protocol == design(wide, algorithm).protocol
+    assert (half.held, half.width, wide.width) == ("f32", 2, 4)
+    assert design(half, algorithm).bytes_global == design(wide, algorithm).bytes_global
+    assert [(arg.name, arg.dtype) for arg in plan_of(design(half, algorithm)).args][:3] == [("x", dtype), ("ml", "f32"), ("y", dtype)]
+
+
 @given(
     kind=st.sampled_from(KINDS), op=st.sampled_from(OPERATORS), dtype=st.sampled_from(tuple(WIDTH)),
     cluster=st.sampled_from((1, 2, 4, 8, 16)), rows=st.integers(1, 64), cols=st.integers(1, 300),
@@ -120,7 +134,7 @@ def test_every_mistake_of_a_request_at_once() -> None:
         choose(Collective("gather", "sum", (1024,), "f32", 8, clusters=8192), PART)
     with pytest.raises(ShardDoesNotDivide, match="dimension 0 of size 6 over 4 ranks"):
         choose(Collective("reduce_scatter", "sum", (6,), "f32", 4), PART)
-    with pytest.raises(Errors, match=r"(?s)f32 for op='lse'.*\(heads, dim\) with dim a multiple of 4"):
+    with pytest.raises(ArgumentError, match=r"'shape' must be \(heads, dim\) with dim a multiple of 4 for op='lse', got \(4, 6\)"):
         choose(Collective("reduce", "lse", (4, 6), "bf16", 4), PART)
 
 
