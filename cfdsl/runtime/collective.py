@@ -50,6 +50,7 @@ def collective(
     algorithm: str | None = None,
     repeat: int = 1,
     timed: bool = False,
+    warps: int | None = None,
     part: Part | str | None = None,
 ) -> CollectiveKernel:
     """A kernel that does one collective on torch tensors: x (clusters, cluster, *shape) -> y (clusters, cluster, *result shape).
@@ -60,13 +61,15 @@ def collective(
                 heads, 2): the base-2 maximum and the sum; y is normalised. Sums are in float32 whatever `dtype` is.
     dtype       "f32", "bf16" or "f16", of x and y. With "lse" ml is f32, and x becomes so before it is sent; y is rounded once
     algorithm   None: the cost model's choice for such a launch, see `kernel.stages["choice"]`; or one of `collective_algorithms(...)`
-    repeat      exchanges back to back inside of one launch, with the same result
+    repeat      exchanges back to back inside of one launch, with the same result; at most 2^31 - 1, or 2^16 if they are timed
     timed       one more output `cycles` (clusters, cluster) i32: the SM's clock from before the first exchange to after the last
+    warps       of each CTA: 1, 2, 4 or 8; None: the design's own number, see `kernel.stages["choice"]`. Fewer start and meet sooner, more
+                move and combine faster
     part        what to compile for; default: the GPU at hand
 
     Every rank gets the same bits, and the same on each run. Raises one error with everything that is wrong.
     """
-    request = Collective(kind, op, _shape(shape), dtype, cluster, clusters, repeat, timed)
+    request = Collective(kind, op, _shape(shape), dtype, cluster, clusters, repeat, timed, warps)
     target = _target(request, algorithm, part)
     toolchain.default_arch(target.arch)  # before what follows: lowering imports what knows CuTe DSL
     from cfdsl.compiler.collective.lower import lower_collective

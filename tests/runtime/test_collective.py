@@ -78,6 +78,15 @@ def test_lse_of_halves_is_in_float32_between_its_ends(algorithm: str) -> None:
 
 
 @pytest.mark.compile
+@pytest.mark.parametrize(("algorithm", "warps"), [("multicast", 2), ("push", 1), ("global", 8)])
+def test_a_kernel_has_the_warps_that_it_was_asked_for(algorithm: str, warps: int) -> None:
+    kernel = cf.collective("gather", shape=(512,), cluster=4, algorithm=algorithm, warps=warps, part=PART)
+    assert f".reqntid {32 * warps}" in kernel.ptx
+    assert kernel.config.warps == warps
+    assert f"{warps} warps" in kernel.stages["choice"]
+
+
+@pytest.mark.compile
 def test_arguments_are_checked_as_those_of_fusions() -> None:
     kernel = cf.collective("gather", shape=(8,), cluster=2, algorithm="push", part=PART)
     with pytest.raises(Errors, match=r"(?s)'x' must be.*float32 tensor of shape \(1, 2, 8\).*'y' must be.*\(1, 2, 16\)"):

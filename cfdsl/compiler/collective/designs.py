@@ -27,10 +27,9 @@ from cfdsl.compiler.collective.protocol import (
     Protocol,
     wait,
 )  # fmt: skip
-from cfdsl.compiler.collective.request import TERM_TAIL, WIDTH, Collective
+from cfdsl.compiler.collective.request import TERM_TAIL, WARPS, WIDTH, Collective
 
 ALGORITHMS = ("push", "bulk", "scatter_gather", "doubling", "multicast", "global")
-MAX_THREADS = 256
 ACK_BYTES = 4
 STAYS_BYTES = 1024  # of a row: from here on its own way costs more than the consumer barrier that it takes to leave it at home
 
@@ -95,11 +94,8 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def _warps(vectors: int) -> int:
-    """Consumer warps for so many vectors of work: two to a thread, a power of two of warps."""
-    warps = 1
-    while 32 * warps < MAX_THREADS and 64 * warps < vectors:
-        warps *= 2
-    return warps
+    """Consumer warps for so many vectors of work: two to a thread, but for the largest."""
+    return next((warps for warps in WARPS if 64 * warps >= vectors), WARPS[-1])
 
 
 def place_all(protocol: Protocol) -> tuple[Protocol, int]:
@@ -115,7 +111,7 @@ def place_all(protocol: Protocol) -> tuple[Protocol, int]:
 def _made(request: Collective, algorithm: str, protocol: Protocol, work: int, sent: int, dtype: str, pieces: int) -> Design:
     protocol, smem = place_all(protocol)
     result_pieces, result_piece = _results(request)
-    return Design(request, algorithm, protocol, _warps(work), smem, sent, dtype, pieces, result_pieces, result_piece)
+    return Design(request, algorithm, protocol, request.warps or _warps(work), smem, sent, dtype, pieces, result_pieces, result_piece)
 
 
 # ---- one round, everybody to everybody ---------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from cfdsl.errors import ArgumentError, CfdslError, ClusterSizeUnsupported, Shar
 
 KINDS = ("reduce", "reduce_scatter", "gather", "broadcast")
 OPERATORS = ("sum", "max", "min", "lse")
+WARPS = (1, 2, 4, 8)
 WIDTH = {"f32": 4, "bf16": 2, "f16": 2}
 LEAST_BYTES = 4
 MOST_ELEMENTS = 2**28  # of a tensor: offsets are 32-bit, and rows in device memory come in two sets and grow to four words an element
@@ -25,7 +26,8 @@ TERM_TAIL = 4  # f32 behind the outputs of a head in a softmax term; mirrors `pr
 class Collective:
     """One collective on `clusters` clusters of `cluster` ranks: each rank's payload has `shape` and `dtype`.
 
-    `repeat` exchanges back to back inside of one launch; `timed`: with the SM's clock around them.
+    `repeat` exchanges back to back inside of one launch; `timed`: with the SM's clock around them. `warps` of each CTA; None: as many as
+    the design of an algorithm takes for its bytes.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Collective:
     clusters: int = 1
     repeat: int = 1
     timed: bool = False
+    warps: int | None = None
 
     @property
     def folds(self) -> bool:
@@ -136,6 +139,8 @@ def _counts(request: Collective) -> Iterator[CfdslError]:
     if not (_whole(request.repeat) and 1 <= request.repeat <= most):
         expected = f"an integer from 1 to {most} {why} are counted in 32 bits)"
         yield ArgumentError(argument="repeat", expected=expected, got=repr(request.repeat))
+    if request.warps is not None and not (_whole(request.warps) and request.warps in WARPS):
+        yield ArgumentError(argument="warps", expected=f"one of {', '.join(map(str, WARPS))}, or None", got=repr(request.warps))
 
 
 def _softmax(request: Collective) -> Iterator[CfdslError]:

@@ -54,6 +54,30 @@ def test_of_two_that_tie_the_one_with_fewer_barriers_is_chosen(size: int, repeat
     assert [by_name[name].each for name in names[1:]] == sorted(by_name[name].each for name in names[1:])
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_number_of_warps_can_be_given(kind: str, algorithm: str) -> None:
+    """It changes nothing else: a protocol holds for any number of them."""
+    request = Collective(kind, "sum", (256,), "f32", 4)
+    if list(refusals(request, algorithm)):
+        return
+    own = design(request, algorithm)
+    for warps in (1, 2, 4, 8):
+        assert design(replace(request, warps=warps), algorithm) == replace(own, request=replace(request, warps=warps), warps=warps)
+
+
+@pytest.mark.parametrize("warps", [0, 3, 16, -1, True, "4", 2.0, []])
+def test_warps_are_a_power_of_two_up_to_eight(warps: object) -> None:
+    with pytest.raises(ArgumentError, match="argument 'warps' must be one of 1, 2, 4, 8, or None, got "):
+        choose(Collective("reduce", "sum", (8,), "f32", 2, warps=warps), PART)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("nbytes", "warps"), [(4, 1), (1024, 1), (1028, 2), (4096, 4), (4100, 8), (60_000, 8)])
+def test_the_designs_own_warps(nbytes: int, warps: int) -> None:
+    """Two vectors of 16 bytes to a thread: 64 to a warp. A gather over one rank has the payload's."""
+    assert design(Collective("gather", "sum", (nbytes // 4,), "f32", 1), "push").warps == warps
+
+
 def test_one_float_needs_no_source_and_no_result_in_memory() -> None:
     design = chosen("reduce", (1,))
     assert design.scalar
