@@ -182,9 +182,15 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: use 'push' or 'global', or leave the algorithm to the cost model.",
     ),
     (
-        errors.AlgorithmUnsupported(request="gather of f32 99999 on clusters of 4", algorithm=None, reasons=[("push", "no room")]),
-        "gather of f32 99999 on clusters of 4 cannot be done:\n  - push: no room\n"
-        "  remedy: use a smaller payload or a larger cluster, or write it with several calls.",
+        errors.AlgorithmUnsupported(request="broadcast of f32 99999 on clusters of 4", algorithm=None, reasons=[("push", "no room")]),
+        "broadcast of f32 99999 on clusters of 4 cannot be done:\n  - push: no room\n"
+        "  remedy: use a smaller payload; or do it in several calls, each with a part of the payload.",
+    ),
+    (
+        errors.AlgorithmUnsupported(request="gather of f32 9999 over 8", algorithm=None, reasons=[("push", "no room")], grows=True),
+        "gather of f32 9999 over 8 cannot be done:\n  - push: no room\n"
+        "  remedy: use a smaller payload or a smaller cluster, whose payloads together are the result; or do it in several calls, each "
+        "with a part of the payload.",
     ),
     (
         errors.ColdCompileInCapture(kernel="rms_norm"),

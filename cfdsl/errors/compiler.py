@@ -70,12 +70,16 @@ class CompileFailed(CfdslError):
 
 @dataclass(eq=False, kw_only=True)
 class AlgorithmUnsupported(CfdslError):
-    """No algorithm, or not the one that was asked for, can do a collective. `reasons` says why, of each that was looked at."""
+    """No algorithm, or not the one that was asked for, can do a collective. `reasons` says why, of each that was looked at.
+
+    grows   the result grows with the cluster, as that of a gather does
+    """
 
     request: str
     algorithm: str | None
     reasons: Sequence[tuple[str, str]]
     possible: Sequence[str] = ()
+    grows: bool = False
 
     @property
     def message(self) -> str:
@@ -86,4 +90,5 @@ class AlgorithmUnsupported(CfdslError):
     def remedy(self) -> str:
         if self.possible:
             return f"use {listed([repr(name) for name in self.possible])}, or leave the algorithm to the cost model."
-        return "use a smaller payload or a larger cluster, or write it with several calls."
+        cluster = " or a smaller cluster, whose payloads together are the result" if self.grows else ""
+        return f"use a smaller payload{cluster}; or do it in several calls, each with a part of the payload."

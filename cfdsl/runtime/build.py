@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.parts import Part, part_named
+from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import KernelPlan
 from cfdsl.dsl.fusion import Fusion, expect_fusion
 from cfdsl.errors import CfdslError, ColdCompileInCapture, UnknownOption, raise_all
@@ -55,7 +55,7 @@ def compile(
     named sizes, such as {"tokens": 16384}. Equal requests give the same Kernel object.
     """
     expect_fusion(fusion)
-    target = device.part_at_hand() if part is None else part_named(part) if isinstance(part, str) else part
+    target = device.part_for(part)
     options = {name: value for name, value in settings.items() if name in fusion.options}
     overrides = {name: value for name, value in settings.items() if name not in options}
     known = f"{', '.join(fusion.options) or 'none'}; fields of the config are: {', '.join(_FIELDS)}"

@@ -91,10 +91,19 @@ class Kernel:
         """Launch on the current stream. Raises one error that names every bad argument; see the class for what a call does."""
         if kwargs or not args:
             args = self._given(args, kwargs)
-        if is_dynamo_compiling() or type(args[0]) not in _PLAIN or _modes():
+        if is_dynamo_compiling():
             self.op(*args)
+        elif type(args[0]) not in _PLAIN or _modes():
+            self._dispatched(args)
         else:
             self._launch(args)
+
+    def _dispatched(self, args: tuple[torch.Tensor, ...]) -> None:
+        """Through the op; which would not say in our words what is no tensor at all."""
+        if not all(isinstance(arg, torch.Tensor) for arg in args):
+            whole = all(type(arg) in _PLAIN for arg in args if isinstance(arg, torch.Tensor))  # others may have no storage to look at
+            check_arguments(self.args, args, device_type="cuda" if whole else "meta")
+        self.op(*args)
 
     def _given(self, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """A call's arguments in calling order. All of them by name is the common case, and need not go through what explains mistakes."""

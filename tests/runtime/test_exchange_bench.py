@@ -13,6 +13,7 @@ import torch
 from cfdsl.compiler.parts import PARTS
 from cfdsl.errors import UnknownPart
 from cfdsl.runtime import measure
+from cfdsl.runtime.arguments import DTYPES
 from cfdsl.runtime.exchange_bench import run, timing
 from cfdsl.runtime.exchange_bench.cases import DEFAULT, OPERATORS, PAYLOADS, Case, Grid, expand, grids, resident
 from cfdsl.runtime.exchange_bench.reference import expected, inputs, largest_error, tolerance
@@ -110,6 +111,18 @@ def test_who_holds_what_afterwards() -> None:
     }
     for operator, values in want.items():
         assert expected(Case(operator, 2, 8, 1), (x,)).tolist() == [values], operator
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_lse_of_halves(dtype: str) -> None:
+    """x is of the type, ml is not, and what must come out is rounded to the type at most."""
+    case = Case("lse", 4, 2048, 2, dtype=dtype)
+    assert case.shape == (8, 128)
+    x, ml = inputs(case, "cpu")
+    assert (x.dtype, ml.dtype, ml.shape) == (DTYPES[dtype], torch.float32, (2, 4, 8, 2))
+    want = expected(case, (x, ml))
+    error = largest_error(want.to(DTYPES[dtype]), want)
+    assert 0 < error <= tolerance(case)
 
 
 def test_lse_weighs_by_powers_of_two_and_normalises() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import cfdsl as cf
 from cfdsl.errors import (
@@ -159,6 +160,20 @@ def test_check_tells_arguments_and_contents_together(
     assert seen == [{"x", "cache_k", "y"}]  # what is wrong in itself is not read
 
 
+@pytest.mark.compile
+@pytest.mark.parametrize(("value", "got"), [("a", "a str"), (None, "None"), (3, "a int")])
+def test_what_is_no_tensor_is_named(lower: Callable[..., Any], own_cache: Path, value: Any, got: str) -> None:
+    kernel = from_lowered(lower())
+    with pytest.raises(Errors) as caught:
+        kernel(value, value, value, value)
+    assert [(error.argument, error.got) for error in caught.value.errors] == [(name, got) for name in ("x", "w", "cache_k", "y")]
+    with pytest.raises(Errors, match=f"(?s)'x' must be a bfloat16 tensor of shape .*, got {got}.*'w' must be a tensor on a cuda device"):
+        kernel(value, torch.zeros(64, dtype=torch.bfloat16), value, value)
+    with FakeTensorMode(), pytest.raises(Errors) as caught:
+        kernel(torch.empty(1, 64, dtype=torch.bfloat16), torch.empty(8, dtype=torch.bfloat16), value, value)
+    assert [error.argument for error in caught.value.errors] == ["w", "cache_k", "y"]
+
+
 @cf.fusion
 def scale(m: cf.ModelConfig, batch: int, *, qkv: str = "rows") -> cf.Outputs:
     return cf.outputs(y=cf.input("x", (batch, m.hidden)))
@@ -203,6 +218,9 @@ def test_the_best_of_several_dataflows_is_the_cost_models() -> None:
 def test_unknown_part_and_unknown_settings() -> None:
     with pytest.raises(UnknownPart, match="h100-sxm"):
         compile(scale, "llama-2-7b", part="h1000")
+    says = r"argument 'part' must be a Part, the name of one \(h100-sxm, .*\), or None for the GPU at hand, got 3"
+    with pytest.raises(ArgumentError, match=says):
+        compile(scale, "llama-2-7b", part=3)  # type: ignore[arg-type]
     says = "the fusion scale has no option cluster_sise=4.*\n.*options are: qkv; fields of the config are: clusters, cluster_size, "
     with pytest.raises(UnknownOption, match=says):
         compile(scale, "llama-2-7b", part="h100-sxm", cluster_sise=4)

@@ -57,7 +57,10 @@ class Case:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one rank's x: a vector; (heads, dim) for lse, whose m and l (8 bytes per head) come on top of the payload."""
+        """Shape of one rank's x: a vector; (heads, dim) for lse, whose m and l (8 bytes per head) come on top of the payload.
+
+        Terms of lse are sent in f32 whatever `dtype` is: of halves twice the payload.
+        """
         count = self.payload // DTYPE_BYTES[self.dtype]
         if self.operator != "lse":
             return (count,)
