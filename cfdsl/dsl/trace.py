@@ -1,7 +1,7 @@
 """Tracing: running a spec once with `Value`s in place of tensors, and recording a node per op.
 
 A mistake does not end the trace: it is recorded, its result is poison, and the trace goes on, so that all independent mistakes are
-reported at once.
+reported at once. What traced without one is placed then, so that mistakes of placement are among them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from cfdsl.dsl.graph import Graph, Node, Type
+from cfdsl.dsl.place import lasting_mistakes
 from cfdsl.dsl.source import user_line
 from cfdsl.dsl.type_rules import TYPE_RULES, Call
 from cfdsl.dsl.values import Axis, Outputs, Poisoned, Value
@@ -93,13 +94,20 @@ class Tracer:
         items = (Call("item", (node,), {"index": index}, node.src) for index in range(results))
         return tuple(Value(self, self._intern(item, TYPE_RULES["item"](item))) for item in items)
 
+    def refuse(self, error: CfdslError) -> Value:
+        """Note a mistake, and go on with poison."""
+        self.errors.append(error)
+        return Value(self, None)
+
     def graph(self) -> Graph:
-        """The finished graph; raises all mistakes of the trace."""
+        """The finished graph; raises all mistakes of the trace, and with them those of placing what traced without one."""
         if self.outputs is None and not self.errors:
             problem = f"the fusion {self.name} has no outputs"
             self.errors.append(TraceError(problem=problem, advice="end the spec with `return cf.outputs(name=value, ...)`"))
-        raise_all(self.errors)
-        return Graph(self.name, tuple(self.outputs or ()), tuple(self.effects), self.over, self.dtype, tuple(self.order))
+        graph = Graph(self.name, tuple(self.outputs or ()), tuple(self.effects), self.over, self.dtype, tuple(self.order))
+        if self.errors:
+            raise_all([*self.errors, *lasting_mistakes(graph)])
+        return graph
 
 
 def current(op: str) -> Tracer:
@@ -153,17 +161,21 @@ class clusters:
         tracer, over = self._tracer, self._over
         if not isinstance(over, int) or isinstance(over, bool) or over < 1:
             raise ArgumentError(argument="over", expected="a positive number of work units", got=repr(over), src=user_line())
+        self._outer = tracer.axis
         if tracer.axis is not None:
             advice = "a launch has one grid of clusters: use one block"
-            raise TraceError(problem="clusters blocks are nested", advice=advice, src=user_line())
+            tracer.refuse(TraceError(problem="clusters blocks are nested", advice=advice, src=user_line()))
+            return tracer.axis
         if tracer.over not in (None, over):
             problem = f"two clusters blocks spread {tracer.over} and {over} work units"
-            raise TraceError(problem=problem, advice="a launch has one grid of clusters: give both blocks the same number", src=user_line())
-        tracer.over, tracer.axis = over, Axis(over)
+            advice = "a launch has one grid of clusters: give both blocks the same number"
+            tracer.refuse(TraceError(problem=problem, advice=advice, src=user_line()))
+        tracer.over = tracer.over or over
+        tracer.axis = Axis(tracer.over)
         return tracer.axis
 
     def __exit__(self, *_: object) -> None:
-        self._tracer.axis = None
+        self._tracer.axis = self._outer
 
 
 def describe(value: object) -> str:

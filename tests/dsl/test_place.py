@@ -450,6 +450,23 @@ def test_refused(name: str) -> None:
     assert re.sub(r" \(line \d+\)", "", f"{error.message}\nremedy: {error.remedy}") == message
 
 
+def test_a_mistake_in_a_value_that_nothing_needs_is_told() -> None:
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        x = cf.input("x", (batch, m.hidden))
+        cf.silu(cf.shard(x, 1))  # on 3 ranks it does not divide, and nobody needs it
+        cf.cluster_gather(x)
+        return cf.outputs(y=cf.silu(cf.linear(x, cf.weight("w", (64, m.hidden)), shard="in")))
+
+    graph = cf.fusion(spec).trace(MODEL)
+    with pytest.raises(cf.Errors) as caught:
+        cf.place(graph, cf.Mesh(1, 3))
+    assert [type(error) for error in caught.value.errors] == [cf.errors.ShardDoesNotDivide, cf.errors.WrongCollective]
+    assert caught.value.errors[1].message == "cluster_gather moves S(d) -> R on the cluster axis, but x is placed [R, R]."
+    with pytest.raises(cf.Errors) as caught:
+        cf.place(graph, cf.Mesh(1, 2))
+    assert [type(error) for error in caught.value.errors] == [cf.errors.NeedsReduce, cf.errors.WrongCollective]
+
+
 DIVIDE: dict[str, tuple[Any, int, int, str]] = {
     "linear out": (
         lambda v: cf.linear(v.x, cf.weight("u", (24, 64)), shard="out"), 2, 16,

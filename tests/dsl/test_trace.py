@@ -261,6 +261,25 @@ def test_independent_mistakes_are_reported_at_once_and_their_consequences_not() 
     )
 
 
+def test_what_traced_is_placed_and_told_with_the_rest() -> None:
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        x = cf.input("x", (batch, 64))
+        bad = x + cf.input("r", (batch, 7))
+        with cf.clusters(over=2) as axis, cf.clusters(over=2):
+            term = cf.linear(x[:, axis], cf.weight("w", (64, 64))[:, axis], shard="in")
+            y = cf.silu(term)
+        return cf.outputs(y=y, bad=bad, term=term)
+
+    with pytest.raises(cf.Errors) as caught:
+        cf.fusion(spec).trace(MODEL)
+    assert [(type(error).__name__, error.src and error.src.line) for error in caught.value.errors] == [
+        ("ShapeMismatch", here(spec, 2)),
+        ("TraceError", here(spec, 3)),
+        ("NeedsReduce", here(spec, 5)),
+        ("NeedsReduce", here(spec, 4)),
+    ]
+
+
 def test_python_that_trips_over_an_earlier_mistake_does_not_hide_it() -> None:
     def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
         y = cf.silu(1)  # type: ignore[arg-type]
