@@ -110,8 +110,9 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "32 query heads per key/value head are not supported.\n  remedy: use a model with at most 16.",
     ),
     (
-        errors.HiddenUnsupported(hidden=100),
-        "hidden size 100 is not supported.\n  remedy: use a model whose hidden size is a multiple of 64.",
+        errors.RowUnsupported(weights=("wq", "wk"), columns=100, multiple=8),
+        "rows of 100 elements, as those of wq and wk, are not supported.\n"
+        "  remedy: use a model whose hidden size, intermediate size and heads x head_dim are multiples of 8.",
     ),
     (
         errors.ModelUnsupported(name="some/model", reasons=["head_dim is 96", "it is quantised"]),
@@ -273,7 +274,7 @@ def test_every_mistake_names_a_remedy_and_survives_pickling(error: CfdslError) -
 
 
 A = errors.HeadDimUnsupported(head_dim=96)
-B = errors.HiddenUnsupported(hidden=100, src=SRC)
+B = errors.GroupUnsupported(group=32, src=SRC)
 
 
 def test_several_are_one_error_with_a_count() -> None:
@@ -284,9 +285,9 @@ def test_several_are_one_error_with_a_count() -> None:
         "2 mistakes:\n"
         "1. HeadDimUnsupported: head_dim 96 is not supported.\n"
         "     remedy: use a model with head_dim 64 or 128.\n"
-        "2. HiddenUnsupported: hidden size 100 is not supported.\n"
+        "2. GroupUnsupported: 32 query heads per key/value head are not supported.\n"
         "     spec.py:12: y = cf.silu(x)\n"
-        "     remedy: use a model whose hidden size is a multiple of 64."
+        "     remedy: use a model with at most 16."
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from cfdsl.compiler.candidates import (
     MAX_STAGES,
     MIN_STAGES,
-    check_overrides,
     geometries,
+    override_errors,
     refused_by_error,
     refused_by_part,
     refused_by_slices,
@@ -106,7 +106,7 @@ def choose(
     that no config has, NoLegalConfig with all reasons when every candidate is refused.
     """
     overrides, sizes = dict(overrides or {}), dict(sizes or {})
-    check_overrides(overrides)
+    raise_all(override_errors(overrides))
     return _choose(graph, part, tuple(sorted(overrides.items())), tuple(sorted(sizes.items())), smem_of)
 
 

@@ -81,7 +81,7 @@ def collective_algorithms(
     kind: str, *, op: str = "sum", shape: tuple[int, ...], dtype: str = "f32", cluster: int, part: Part | str = "h100-sxm"
 ) -> tuple[str, ...]:
     """The names of the algorithms that can do this, fastest by estimate of a launch first. Raises what is wrong with asking for it."""
-    target = part_named(part) if isinstance(part, str) else part
+    target = part_named(part)
     request = Collective(kind, op, _shape(shape), dtype, cluster)
     raise_all(mistakes(request, target))
     found = [c for c in candidates(request, target) if c.cycles is not None]
@@ -91,7 +91,7 @@ def collective_algorithms(
 def _target(request: Collective, algorithm: str | None, part: Part | str | None) -> Part:
     """The part to compile for. Where there is none, that and whatever is wrong with the request on any part is raised at once."""
     try:
-        return device.part_at_hand() if part is None else part_named(part) if isinstance(part, str) else part
+        return device.target(part)
     except CfdslError as error:
         raise_all([*asked_wrongly(request, part_named(ANY_PART), algorithm), error])
         raise

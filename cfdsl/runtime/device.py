@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cfdsl.compiler.config import CLUSTER_SIZES
-from cfdsl.compiler.parts import PARTS, Part, Residency
+from cfdsl.compiler.parts import PARTS, Part, Residency, part_named
 from cfdsl.errors import NoTarget
 
 # The driver compiles this for the device that it is asked about. It stands for any kernel: only its shared memory matters here.
@@ -25,6 +25,11 @@ def part_at_hand() -> Part:
         raise NoTarget(needs=f"a GPU to compile for, or the name of a part ({', '.join(PARTS)})")
     index = torch.cuda.current_device()
     return Part.from_device(*_identity(index), resident=residency(index))
+
+
+def target(part: Part | str | None) -> Part:
+    """What to compile for: a Part, one by its name, or (None) the GPU at hand. Raises as `part_named` and `part_at_hand` do."""
+    return part_at_hand() if part is None else part_named(part)
 
 
 def _identity(index: int) -> tuple[str, int]:
