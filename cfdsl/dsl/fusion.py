@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from cfdsl.dsl.graph import Graph
+from cfdsl.dsl.graph import Graph, Src
+from cfdsl.dsl.source import source_at
 from cfdsl.dsl.trace import trace, tracing
 from cfdsl.errors import ArgumentError, CfdslError, TraceError, UnknownOption, attempt, raise_all
 from cfdsl.models import ModelConfig, resolve
 
 DTYPES = {"bf16": "bf16", "bfloat16": "bf16", "f16": "f16", "fp16": "f16", "float16": "f16"}
 Spec = Callable[..., Any]
+MOST_DECORATORS = 20  # lines of them
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,14 @@ class Fusion:
         errors = self.request_errors(batch, dtype, options)
         found = attempt(errors, resolve, model)
         raise_all(errors)
-        return trace(self.name, DTYPES[dtype], lambda: self.fn(found, batch, **options))
+        return trace(self.name, DTYPES[dtype], lambda: self.fn(found, batch, **options), self.src)
+
+    @property
+    def src(self) -> Src:
+        """The line of the function's `def`, which may stand below other decorators."""
+        first = self.fn.__code__.co_firstlineno
+        lines = (source_at(self.file, line) for line in range(first, first + MOST_DECORATORS))
+        return next((src for src in lines if src.code.startswith("def ")), source_at(self.file, first))
 
     def request_errors(self, batch: int, dtype: str, options: Mapping[str, Any]) -> list[CfdslError]:
         """What is wrong with a request before it is traced: each option that there is not, each value that an option does not take, ..."""

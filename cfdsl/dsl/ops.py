@@ -271,7 +271,7 @@ def outputs(**values: Value) -> Outputs:
     src = user_line()
     if tracer.outputs is not None:
         raise TraceError(problem="outputs is called twice", advice="name all outputs in one call at the end of the spec", src=src)
-    tracer.outputs = []
+    tracer.outputs, tracer.outputs_src = [], src
     if not values:
         raise ArgumentError(argument="outputs", expected="one or several named values", got="none", src=src)
     for name, value in values.items():

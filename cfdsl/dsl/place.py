@@ -112,5 +112,5 @@ def _check_units(graph: Graph, mesh: Mesh) -> list[CfdslError]:
 
 def _check_output(name: str, node: Node, placements: tuple[Placement, ...], graph: Graph, mesh: Mesh) -> None:
     """An output is stored by whoever holds it: terms cannot be."""
-    stored = Node("output", (node,), {"name": name}, node.types, node.src)
+    stored = Node("output", (node,), {"name": name}, node.types, graph.outputs_src or node.src)
     Site(stored, placements, mesh, graph.over).no_partial()
