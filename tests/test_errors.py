@@ -138,12 +138,12 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
     (
         errors.SharedMemoryExceeded(needed=245760, limit=232448, breakdown=(("ring", 229376), ("x", 16384)), src=SRC),
         f"a CTA needs 245,760 bytes of shared memory, the limit is 232,448: ring 229,376 + x 16,384 = 245,760.{AT}"
-        "  remedy: use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM.",
+        "  remedy: make the largest of them smaller, or use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM.",
     ),
     (
         errors.SharedMemoryExceeded(needed=245760, limit=232448),
         "a CTA needs 245,760 bytes of shared memory, the limit is 232,448.\n"
-        "  remedy: use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM.",
+        "  remedy: make the largest of them smaller, or use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM.",
     ),
     (
         errors.NotResident(clusters=32, resident=30, size=4, part="h100-sxm"),
@@ -168,7 +168,12 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
     (
         errors.NoLegalConfig(fusion="rms_norm", part="h100-sxm", given=" with warps=9", reasons=("a", "b")),
         "rms_norm has no config that runs on h100-sxm with warps=9:\n  - a\n  - b\n"
-        "  remedy: give fewer fields of the config, or another part; `explain` shows every config with its reasons.",
+        "  remedy: give fewer fields of the config, or take another part; `explain` shows every config with its reasons.",
+    ),
+    (
+        errors.NoLegalConfig(fusion="rms_norm", part="h100-sxm", given="", reasons=("a",), src=SRC),
+        f"rms_norm has no config that runs on h100-sxm:\n  - a{AT}"
+        "  remedy: change what the reasons name, or take another part; `explain` shows every config with its reasons.",
     ),
     (
         errors.CompileFailed(source="/cache/k.py", detail="ptxas: out of registers"),

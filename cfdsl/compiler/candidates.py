@@ -144,22 +144,22 @@ def refused_by_part(graph: Graph, part: Part, config: Config, waits_for_grid: bo
     return reasons
 
 
-def refused_by_slices(placed: PlacedGraph, config: Config, sizes: Mapping[str, int]) -> list[str]:
-    """Slices of weights that bulk copies cannot move, and rows that no stage can hold."""
-    reasons: dict[str, None] = {}
+def refused_by_slices(placed: PlacedGraph, config: Config, sizes: Mapping[str, int]) -> dict[str, Node]:
+    """Slices of weights that bulk copies cannot move, and rows that no stage can hold: each reason with the node that it is about."""
+    reasons: dict[str, Node] = {}
     for node in placed.graph.leaves("linear"):
         width = row_bytes(placed, node, sizes)
         name = leaf_of(node.args[1]).attr("name")
         if width % COPY_BYTES:
-            reasons[f"a rank's slice of a row of {name} is {width} bytes, not a multiple of {COPY_BYTES}"] = None
+            reasons[f"a rank's slice of a row of {name} is {width} bytes, not a multiple of {COPY_BYTES}"] = node
         else:
-            reasons |= dict.fromkeys(_refused_row(name, width, ITEMSIZE[node.args[1].type.dtype], config))
+            reasons |= dict.fromkeys(_refused_row(name, width, ITEMSIZE[node.args[1].type.dtype], config), node)
     for node in placed.graph.leaves("cluster_reduce_scatter"):
         shape = node.types[0].shape
         held = size_of(shape[node.attr("dim")], sizes) * 4 // config.cluster_size
         if held % COPY_BYTES:
-            reasons[f"a rank's slice in {node.op} is {held} bytes, not a multiple of {COPY_BYTES}"] = None
-    return list(reasons)
+            reasons[f"a rank's slice in {node.op} is {held} bytes, not a multiple of {COPY_BYTES}"] = node
+    return reasons
 
 
 def _refused_row(name: str, width: int, itemsize: int, config: Config) -> Iterator[str]:

@@ -23,7 +23,7 @@ from cfdsl.dsl.place import PlacedGraph, place
 from cfdsl.dsl.placement import Mesh
 from cfdsl.dsl.text import to_text
 from cfdsl.dsl.verify import verify
-from cfdsl.errors import CfdslError, NoLegalConfig, raise_all
+from cfdsl.errors import CfdslError, Errors, NoLegalConfig, raise_all
 from cfdsl.models import ModelConfig
 
 BARRIERS_PER_STAGE = 16  # bytes: one full and one empty barrier
@@ -66,10 +66,10 @@ def configure(at: Lowered) -> None:
     """Choose the mesh and the schedule by cost, within what the user has fixed."""
     try:
         at.choice = choose(at.graph, at.part, dict(at.overrides), dict(at.sizes) if at.sizes else None)
-    except NoLegalConfig as error:
-        raise_all([limit.error for limit in limits(at.graph)] or [error])  # what fits no kernel is no config's fault
     except CfdslError as error:
-        raise_all([*(limit.error for limit in limits(at.graph)), error])
+        singles = error.errors if isinstance(error, Errors) else (error,)
+        beyond = [limit.error for limit in limits(at.graph)]  # what fits no kernel is no config's fault
+        raise_all([*beyond, *(single for single in singles if not beyond or not isinstance(single, NoLegalConfig))])
 
 
 def place_on_mesh(at: Lowered) -> None:

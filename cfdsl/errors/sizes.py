@@ -132,7 +132,7 @@ class SharedMemoryExceeded(CfdslError):
     needed: int
     limit: int
     breakdown: Sequence[tuple[str, int]] = ()
-    _remedy = "use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM."
+    _remedy = "make the largest of them smaller, or use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM."
 
     @property
     def message(self) -> str:
