@@ -12,7 +12,7 @@ import typer
 
 from cfdsl.cli.complaints import BadOption
 from cfdsl.dsl.fusion import DTYPES
-from cfdsl.errors import CfdslError, raise_all
+from cfdsl.errors import CfdslError, attempt, raise_all
 
 if TYPE_CHECKING:
     from cfdsl.compiler.parts import Part
@@ -138,24 +138,23 @@ def resolve(
     *, fusion: str, model: str, batch: int = 1, dtype: str = "bf16", part: str | None = None, kv_len: int = 4096,
     option: list[str] | None = None, **schedule: Any,
 ) -> Request:  # fmt: skip
-    """Look everything up. Raises the one mistake of the names and options, or `Errors` with all of them."""
+    """Look everything up. Raises the one mistake of the names, options and fields, or `Errors` with all of them."""
     from cfdsl.cli.catalog import find_fusion, find_model
+    from cfdsl.compiler.candidates import override_errors
 
-    mistakes: list[CfdslError] = []
-
-    def look(find: Callable[..., Any], name: Any) -> Any:
-        try:
-            return find(name)
-        except CfdslError as error:
-            mistakes.append(error)
-            return None
-
-    found = look(find_fusion, fusion), look(find_model, model), look(resolve_part, part), look(parse_options, option or [])
-    raise_all(mistakes)
-    target, came_from = found[2]
     overrides = {name: value for name, value in schedule.items() if value is not None}
+    mistakes: list[CfdslError] = []
+    found = attempt(mistakes, find_fusion, fusion)
+    config = attempt(mistakes, find_model, model)
+    target = attempt(mistakes, resolve_part, part)
+    options = attempt(mistakes, parse_options, option or [])
+    mistakes += override_errors(overrides)
+    if found is not None:
+        mistakes += found.request_errors(batch, dtype, options or {})
+    raise_all(mistakes)
+    to, came_from = target
     asked = {"fusion": fusion, "model": model, "batch": batch, "dtype": dtype, "kv_len": kv_len, "option": option, **schedule}
-    return Request(found[0], found[1], batch, DTYPES[dtype], target, came_from, kv_len, overrides, found[3], asked)
+    return Request(found, config, batch, DTYPES[dtype], to, came_from, kv_len, overrides, options, asked)
 
 
 def resolve_part(name: str | None) -> tuple[Part, str]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from cfdsl.dsl.graph import Graph
+from cfdsl.dsl.graph import Graph, Src
+from cfdsl.dsl.source import source_at
 from cfdsl.dsl.trace import trace, tracing
-from cfdsl.errors import ArgumentError, TraceError, UnknownOption, raise_all
+from cfdsl.errors import ArgumentError, CfdslError, TraceError, UnknownOption, attempt, raise_all
 from cfdsl.models import ModelConfig, resolve
 
 DTYPES = {"bf16": "bf16", "bfloat16": "bf16", "f16": "f16", "fp16": "f16", "float16": "f16"}
 Spec = Callable[..., Any]
+MOST_DECORATORS = 20  # lines of them
 
 
 @dataclass(frozen=True)
@@ -67,21 +69,30 @@ class Fusion:
 
         options: the fusion's own dataflow options. Raises the one mistake of the spec, or `Errors` with all of them.
         """
-        model = resolve(model)
-        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-            raise ArgumentError(argument="batch", expected="a positive number of sequences", got=repr(batch))
-        if dtype not in DTYPES:
-            raise ArgumentError(argument="dtype", expected="'bf16' or 'f16'", got=repr(dtype))
-        self.check_options(options)
-        return trace(self.name, DTYPES[dtype], lambda: self.fn(model, batch, **options))
+        errors = self.request_errors(batch, dtype, options)
+        found = attempt(errors, resolve, model)
+        raise_all(errors)
+        return trace(self.name, DTYPES[dtype], lambda: self.fn(found, batch, **options), self.src)
 
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Raise UnknownOption for each option that the fusion does not have, and each value that an option does not take."""
-        raise_all(
+    @property
+    def src(self) -> Src:
+        """The line of the function's `def`, which may stand below other decorators."""
+        first = self.fn.__code__.co_firstlineno
+        lines = (source_at(self.file, line) for line in range(first, first + MOST_DECORATORS))
+        return next((src for src in lines if src.code.startswith("def ")), source_at(self.file, first))
+
+    def request_errors(self, batch: int, dtype: str, options: Mapping[str, Any]) -> list[CfdslError]:
+        """What is wrong with a request before it is traced: each option that there is not, each value that an option does not take, ..."""
+        errors: list[CfdslError] = [
             UnknownOption(fusion=self.name, option=option, value=repr(value), known=self._known())
             for option, value in options.items()
             if option not in self.options or (self.choices.get(option) and value not in self.choices[option])
-        )
+        ]
+        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+            errors.append(ArgumentError(argument="batch", expected="a positive number of sequences", got=repr(batch)))
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            errors.append(ArgumentError(argument="dtype", expected="'bf16' or 'f16'", got=repr(dtype)))
+        return errors
 
     def _known(self) -> str:
         each = (f"{name} ({', '.join(map(repr, self.choices.get(name, (default,))))})" for name, default in self.options.items())

@@ -99,6 +99,7 @@ class Graph:
     `over` is the number of work units that `clusters(over=)` spreads over the grid (None: the fusion has no such block).
     `effects` are nodes kept for what they do (a cache append), in program order.
     `order` is the order in which the user wrote the nodes; nodes that neither an output nor an effect needs may be in it.
+    `outputs_src` is the line that names the outputs.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Graph:
     over: int | None = None
     dtype: str = "bf16"
     order: tuple[Node, ...] = field(default=(), compare=False, repr=False)
+    outputs_src: Src | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:

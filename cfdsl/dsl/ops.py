@@ -51,12 +51,10 @@ def slice_grid(x: Value, key: object) -> Value:
     if len(axes) != 1 or any(part != slice(None) for part in keys[: axes[0]] + keys[axes[0] + 1 :]):
         got = ", ".join(map(repr, keys))
         expected = "the axis of a clusters block, as in x[axis] or x[:, axis]"
-        tracer.errors.append(ArgumentError(argument="index", expected=expected, got=got, src=user_line()))
-        return Value(tracer, None)
+        return tracer.refuse(ArgumentError(argument="index", expected=expected, got=got, src=user_line()))
     if tracer.axis is None:
         problem = "the axis of a clusters block is used outside of the block"
-        tracer.errors.append(TraceError(problem=problem, advice="move the line into the block", src=user_line()))
-        return Value(tracer, None)
+        return tracer.refuse(TraceError(problem=problem, advice="move the line into the block", src=user_line()))
     of_cache = isinstance(x, Value) and not x.poisoned and is_cache(x.node)
     return tracer.value("slice_grid", (x,), {"dim": 1 if of_cache else axes[0]}, ("x",))
 
@@ -273,7 +271,7 @@ def outputs(**values: Value) -> Outputs:
     src = user_line()
     if tracer.outputs is not None:
         raise TraceError(problem="outputs is called twice", advice="name all outputs in one call at the end of the spec", src=src)
-    tracer.outputs = []
+    tracer.outputs, tracer.outputs_src = [], src
     if not values:
         raise ArgumentError(argument="outputs", expected="one or several named values", got="none", src=src)
     for name, value in values.items():

@@ -6,7 +6,7 @@ Every class is a keyword-only record: its fields fill the two fixed sentences `_
 
 from __future__ import annotations
 
-from cfdsl.errors.base import CfdslError, Errors, SourceLine, raise_all
+from cfdsl.errors.base import CfdslError, Errors, SourceLine, attempt, raise_all
 from cfdsl.errors.compiler import AlgorithmUnsupported, CompileFailed, ConfigError, NoLegalConfig, NotLowered, PlanError
 from cfdsl.errors.hf import DecodeRefused, NotPatched, PackageMissing, PatchedCopy, PatchRefused, PeerUnsupported, WeightsUnusable
 from cfdsl.errors.placement import ClustersDoNotDivide, NeedsReduce, NothingToSplit, PlacementMismatch, ShardDoesNotDivide, WrongCollective
@@ -26,10 +26,10 @@ from cfdsl.errors.sizes import (
     ClusterSizeUnsupported,
     GroupUnsupported,
     HeadDimUnsupported,
-    HiddenUnsupported,
     ModelUnsupported,
     NoTarget,
     NotResident,
+    RowUnsupported,
     SharedMemoryExceeded,
     UnknownModel,
     UnknownPart,
@@ -65,7 +65,6 @@ __all__ = [
     "Errors",
     "GroupUnsupported",
     "HeadDimUnsupported",
-    "HiddenUnsupported",
     "InvalidGraph",
     "LengthOutOfRange",
     "MarksMissing",
@@ -85,6 +84,7 @@ __all__ = [
     "PlacementMismatch",
     "PlanError",
     "RecordingFull",
+    "RowUnsupported",
     "SequenceSuperseded",
     "ShapeMismatch",
     "ShardDoesNotDivide",
@@ -98,5 +98,6 @@ __all__ = [
     "WeightsMismatch",
     "WeightsUnusable",
     "WrongCollective",
+    "attempt",
     "raise_all",
 ]

@@ -55,7 +55,10 @@ class NoLegalConfig(CfdslError):
         text = f"{self.fusion} has no config that runs on {self.part}{self.given}:"
         return text + "".join(f"\n  - {reason}" for reason in self.reasons)
 
-    _remedy = "give fewer fields of the config, or another part; `explain` shows every config with its reasons."
+    @property
+    def remedy(self) -> str:
+        change = "give fewer fields of the config" if self.given else "change what the reasons name"
+        return f"{change}, or take another part; `explain` shows every config with its reasons."
 
 
 @dataclass(eq=False, kw_only=True)

@@ -96,7 +96,7 @@ def collective_algorithms(
 def _target(request: Collective, algorithm: str | None, part: Part | str | None) -> Part:
     """The part to compile for. Where there is none, that and whatever is wrong with the request on any part is raised at once."""
     try:
-        return device.part_for(part)
+        return device.target(part)
     except CfdslError as error:
         raise_all([*asked_wrongly(request, part_named(ANY_PART), algorithm), error])
         raise

@@ -27,19 +27,15 @@ def part_at_hand() -> Part:
     return Part.from_device(*_identity(index), resident=residency(index))
 
 
-def part_for(part: object) -> Part:
-    """What to compile for, from what a caller passed: a Part, the name of one, or None for the GPU at hand.
+def target(part: Part | str | None) -> Part:
+    """What to compile for: a Part, one by its name, or (None) the GPU at hand.
 
-    ArgumentError for anything else, UnknownPart for a name or a device in no table, NoTarget where there is no device.
+    Raises ArgumentError for anything else, UnknownPart for a name or a device in no table, NoTarget where there is no device.
     """
-    if part is None:
-        return part_at_hand()
-    if isinstance(part, str):
-        return part_named(part)
-    if not isinstance(part, Part):
+    if part is not None and not isinstance(part, Part | str):
         expected = f"a Part, the name of one ({', '.join(PARTS)}), or None for the GPU at hand"
         raise ArgumentError(argument="part", expected=expected, got=repr(part))
-    return part
+    return part_at_hand() if part is None else part_named(part)
 
 
 def _identity(index: int) -> tuple[str, int]:

@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 from measured import CASES, Case, Shape
 
+import cfdsl as cf
 import fusions
 from cfdsl import PRESETS, Mesh, place
 from cfdsl.compiler import cost
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost import choose, explain
+from cfdsl.compiler.cost import choose, explain, weighed
 from cfdsl.compiler.estimate import ctas_on_busiest_sm, flight_share, pauses_us, stream_us, waves_of
 from cfdsl.compiler.parts import B200, H100_SXM, H200, PARTS, RTX_PRO_6000
 from cfdsl.compiler.smem import fixed_smem
 from cfdsl.compiler.traffic import Load, Pause, Traffic, traffic
-from cfdsl.errors import ClusterSizeUnsupported, ConfigError, Errors, NoLegalConfig
+from cfdsl.errors import ClusterSizeUnsupported, ConfigError, Errors, NoLegalConfig, NothingToSplit
 from fusions.attention_block import attention_block
 from fusions.ffn_block import ffn_block
 from fusions.rms_norm import rms_norm
@@ -322,7 +323,7 @@ def test_given_splits() -> None:
     assert (config.clusters, config.splits, config.groups) == (64, 8, 8)
     assert choose(SPLIT_GROUPED, H200, {"clusters": 24, "cluster_size": 4}).config.splits == 3
     assert choose(SPLIT, H200, {"splits": 2, "cluster_size": 2, "ctas_per_sm": 1}).config.groups == 32
-    with pytest.raises(NoLegalConfig, match="2 clusters share a unit, but attention_block has no attend"):
+    with pytest.raises(NothingToSplit, match="2 clusters share a unit, but attention_block has no attend"):
         choose(LLAMA, H200, {"splits": 2})
     with pytest.raises(ConfigError, match="the config has splits=0, it must be a positive number"):
         choose(SPLIT, H200, {"splits": 0})
@@ -396,13 +397,13 @@ def test_vectors_that_no_thread_can_hold() -> None:
 
 
 def test_placement_errors_become_reasons() -> None:
-    with pytest.raises(NoLegalConfig) as caught:
-        choose(LLAMA, H100_SXM, {"clusters": 3, "cluster_size": 2, "ctas_per_sm": 2})
-    assert str(caught.value) == (
-        "attention_block has no config that runs on h100-sxm with cluster_size=2, clusters=3, ctas_per_sm=2:\n"
-        "  - 32 work units cannot be spread over 3 clusters: neither number divides the other\n"
-        "  remedy: give fewer fields of the config, or another part; `explain` shows every config with its reasons."
-    )
+    graph = cf.fusion(odd_ranks).trace("llama-2-7b")
+    assert table(graph)[2, 16, 1].refused == ("shard cannot shard dimension 1 of size 40 over 16 ranks",)
+
+
+def odd_ranks(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+    with cf.clusters(over=2):
+        return cf.outputs(y=cf.shard(cf.input("x", (batch, 40)), 1))
 
 
 def test_repeated_work_is_refused() -> None:
@@ -411,9 +412,9 @@ def test_repeated_work_is_refused() -> None:
 
 
 def test_all_reasons_of_a_config_are_kept() -> None:
-    with pytest.raises(NoLegalConfig) as caught:
-        choose(LLAMA, H100_SXM, {"clusters": 32, "cluster_size": 4, "ctas_per_sm": 1, "stages": 12, "stage_bytes": 32768})
-    assert [reason.split(":")[0] for reason in caught.value.reasons] == ["not resident", "shared memory"]
+    given = {"clusters": 32, "cluster_size": 4, "ctas_per_sm": 1, "stages": 12, "stage_bytes": 32768}
+    (row,) = weighed(LLAMA, H100_SXM, given, {})
+    assert [reason.split(":")[0] for reason in row.refused] == ["not resident", "shared memory"]
 
 
 def test_given_stages_are_kept_or_refused() -> None:

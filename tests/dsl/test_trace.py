@@ -261,6 +261,25 @@ def test_independent_mistakes_are_reported_at_once_and_their_consequences_not() 
     )
 
 
+def test_what_traced_is_placed_and_told_with_the_rest() -> None:
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        x = cf.input("x", (batch, 64))
+        bad = x + cf.input("r", (batch, 7))
+        with cf.clusters(over=2) as axis, cf.clusters(over=2):
+            term = cf.linear(x[:, axis], cf.weight("w", (64, 64))[:, axis], shard="in")
+            y = cf.silu(term)
+        return cf.outputs(y=y, bad=bad, term=term)
+
+    with pytest.raises(cf.Errors) as caught:
+        cf.fusion(spec).trace(MODEL)
+    assert [(type(error).__name__, error.src and error.src.line) for error in caught.value.errors] == [
+        ("ShapeMismatch", here(spec, 2)),
+        ("TraceError", here(spec, 3)),
+        ("NeedsReduce", here(spec, 5)),
+        ("NeedsReduce", here(spec, 6)),
+    ]
+
+
 def test_python_that_trips_over_an_earlier_mistake_does_not_hide_it() -> None:
     def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
         y = cf.silu(1)  # type: ignore[arg-type]
@@ -277,6 +296,24 @@ def test_an_exception_of_the_spec_itself_is_left_alone() -> None:
 
     with pytest.raises(ZeroDivisionError, match="mine"):
         cf.fusion(spec).trace(MODEL)
+
+
+def test_a_spec_without_outputs_is_told_where_it_ends() -> None:
+    def nothing(m: cf.ModelConfig, batch: int) -> None:
+        cf.silu(cf.input("x", (batch, 64)))
+
+    def value(m: cf.ModelConfig, batch: int) -> Any:
+        x = cf.input("x", (batch, 64))
+        return cf.silu(x)
+
+    for spec, line, problem in (
+        (nothing, 0, "the fusion nothing has no outputs."),
+        (value, 2, "the fusion value returns a value, and not its outputs."),
+    ):
+        with pytest.raises(cf.TraceError) as caught:
+            cf.fusion(spec).trace(MODEL)
+        assert (caught.value.message, caught.value.src and caught.value.src.line) == (problem, here(spec, line))
+        assert caught.value.remedy == "end the spec with `return cf.outputs(name=value, ...)`."
 
 
 X = ("x", (1, 64))
@@ -554,15 +591,15 @@ def test_appending_twice_is_refused() -> None:
 
 
 def test_blocks() -> None:
-    def nested(m: cf.ModelConfig, batch: int) -> None:
+    def nested(m: cf.ModelConfig, batch: int) -> cf.Outputs:
         with cf.clusters(over=2), cf.clusters(over=2):
-            pass
+            return cf.outputs(y=cf.input("x", (4, 4)))
 
-    def unequal(m: cf.ModelConfig, batch: int) -> None:
+    def unequal(m: cf.ModelConfig, batch: int) -> cf.Outputs:
         with cf.clusters(over=2):
             pass
         with cf.clusters(over=4):
-            pass
+            return cf.outputs(y=cf.input("x", (4, 4)))
 
     def wrong(m: cf.ModelConfig, batch: int) -> None:
         with cf.clusters(over=0):

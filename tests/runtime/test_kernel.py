@@ -22,14 +22,14 @@ from cfdsl.errors import (
     CacheFull,
     ColdCompileInCapture,
     Errors,
-    NoLegalConfig,
     NoTarget,
     NotResident,
+    SharedMemoryExceeded,
     UnknownOption,
     UnknownPart,
 )
 from cfdsl.runtime import DamagedCacheEntry, build, compile, device, from_lowered
-from cfdsl.runtime.arguments import argument_errors
+from cfdsl.runtime.arguments import call_errors
 from cfdsl.runtime.kernel import STATUS
 from fusions.attention_block import attention_block
 from fusions.rms_norm import rms_norm
@@ -145,7 +145,7 @@ def test_check_tells_arguments_and_contents_together(
     tensors["y"] = torch.zeros(1, 64, dtype=bf16)
     with pytest.raises(Errors, match="4 mistakes"):  # none is on a cuda device
         kernel.check(**tensors)
-    monkeypatch.setattr("cfdsl.runtime.kernel.argument_errors", partial(argument_errors, device_type="cpu"))
+    monkeypatch.setattr("cfdsl.runtime.kernel.call_errors", partial(call_errors, device_type="cpu"))
     kernel.check(**tensors)
     seen: list[set[str]] = []
 
@@ -211,7 +211,7 @@ def test_the_best_of_several_dataflows_is_the_cost_models() -> None:
     assert cf.best_options(attention_block, "smollm2-135m", among=among, **where) == {"qkv": "rows"}
     alone = {"clusters": 32, "splits": 1}  # one cluster per head, which rows over the grid may have too
     assert cf.best_options(attention_block, "llama-2-7b", among=among, **where, **alone) == {"qkv": "rows"}
-    with pytest.raises(NoLegalConfig, match="attention_block has no config that runs on h100-sxm with stage_bytes=131072, stages=2"):
+    with pytest.raises(SharedMemoryExceeded, match="ring 262,144"):
         cf.best_options(attention_block, "llama-2-7b", among=among, **where, stages=2, stage_bytes=131072)
 
 
@@ -226,6 +226,21 @@ def test_unknown_part_and_unknown_settings() -> None:
         compile(scale, "llama-2-7b", part="h100-sxm", cluster_sise=4)
     with pytest.raises(Errors, match="2 mistakes"):
         compile(scale, "llama-2-7b", part="h100-sxm", cluster_sise=4, kvq="rows")
+
+
+def test_every_mistake_of_a_request_is_told_at_once() -> None:
+    with pytest.raises(Errors) as caught:
+        compile(attention_block, "never", 0, "f64", part="h1000", cluster_size=3, warps=7, foo=3, qkv="zz")
+    assert [(type(error).__name__, error.message.split(", it ")[0]) for error in caught.value.errors] == [
+        ("UnknownOption", "the fusion attention_block has no option foo=3."),
+        ("UnknownOption", "the fusion attention_block has no option qkv='zz'."),
+        ("ArgumentError", "argument 'batch' must be a positive number of sequences, got 0."),
+        ("ArgumentError", "argument 'dtype' must be 'bf16' or 'f16', got 'f64'."),
+        ("ClusterSizeUnsupported", "a cluster of 3 CTAs is not supported."),
+        ("ConfigError", "the config has warps=7"),
+        ("UnknownModel", "there is no model 'never': no preset has this name and no config.json lies there."),
+        ("UnknownPart", "there is no part 'h1000'."),
+    ]
 
 
 def test_settings_are_dealt_out_to_options_and_config(monkeypatch: pytest.MonkeyPatch) -> None:
