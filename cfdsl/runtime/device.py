@@ -27,15 +27,17 @@ def part_at_hand() -> Part:
     return Part.from_device(*_identity(index), resident=residency(index))
 
 
-def target(part: Part | str | None) -> Part:
+def target(part: object) -> Part:
     """What to compile for: a Part, one by its name, or (None) the GPU at hand.
 
     Raises ArgumentError for anything else, UnknownPart for a name or a device in no table, NoTarget where there is no device.
     """
-    if part is not None and not isinstance(part, Part | str):
+    if part is None:
+        return part_at_hand()
+    if not isinstance(part, Part | str):
         expected = f"a Part, the name of one ({', '.join(PARTS)}), or None for the GPU at hand"
         raise ArgumentError(argument="part", expected=expected, got=repr(part))
-    return part_at_hand() if part is None else part_named(part)
+    return part_named(part)
 
 
 def _identity(index: int) -> tuple[str, int]:
