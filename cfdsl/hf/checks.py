@@ -33,7 +33,7 @@ def patch_errors(model: Any, dtype: str | None, backend: str | None) -> list[Cfd
 def changed_errors(model: Any, dtype: str, backend: str) -> list[CfdslError]:
     """What speaks against a patched model as it is now. dtype: what its weights had when it was patched."""
     sizes, unsupported = _sizes(model)
-    reasons = [*alterations(model, sizes), *_weights(model), *_asked(model, dtype), *_places(model, backend)]
+    reasons = [*alterations(model, sizes), *_weights(model), *_converted(model, dtype), *_places(model, backend)]
     refused = (DecodeRefused(problem=problem, advice=advice) for problem, advice in reasons)
     return [*refused, *unsupported, *_target_errors(model, backend)]
 
@@ -106,10 +106,23 @@ def _dtypes(model: Any) -> list[str]:
 
 
 def _asked(model: Any, dtype: str | None) -> Iterator[Reason]:
-    wanted, found = SPELLED.get(NAMES.get(dtype or "", "")), _dtypes(model)
-    if wanted and len(found) == 1 and found[0] in SPELLED.values() and found != [wanted]:
+    found = _other_than(model, NAMES.get(dtype or ""))
+    if found:
         advice = "leave dtype out, or convert the model first: weights are not copied"
-        yield f"its weights are {found[0]}, and dtype={dtype!r} was asked for", advice
+        yield f"its weights are {found}, and dtype={dtype!r} was asked for", advice
+
+
+def _converted(model: Any, then: str) -> Iterator[Reason]:
+    found = _other_than(model, then)
+    if found:
+        advice = "convert it back, or unpatch it and patch it anew"
+        yield f"its weights were {SPELLED[then]} when it was patched, and are {found} now", advice
+
+
+def _other_than(model: Any, dtype: str | None) -> str | None:
+    """The dtype of the weights where it is one that the kernels take, and another than `dtype`."""
+    found = _dtypes(model)
+    return found[0] if dtype and len(found) == 1 and found[0] in SPELLED.values() and found != [SPELLED[dtype]] else None
 
 
 def _places(model: Any, backend: str | None) -> Iterator[Reason]:

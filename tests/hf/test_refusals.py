@@ -50,6 +50,23 @@ def test_models_that_are_refused() -> None:
     assert "its weights are on several devices (cpu, meta)" in patch_refused(mixed, backend="oracle")
 
 
+def test_a_model_that_was_converted_after_it_was_patched() -> None:
+    model = tiny()
+    patch(model, backend="oracle")
+    cache = prefilled(model)
+    model(torch.tensor([[5]]), past_key_values=cache)
+    model.half()
+    text = refused(model, past_key_values=prefilled(model))
+    assert "its weights were bfloat16 when it was patched, and are float16 now" in text
+    assert "unpatch it and patch it anew" in text
+    assert "was asked for" not in text
+    assert "its weights were bfloat16" in refused(model, past_key_values=cache)
+    model.float()
+    assert "its weights are float32; the kernels take bfloat16 and float16" in refused(model, past_key_values=prefilled(model))
+    model.bfloat16()
+    model(torch.tensor([[5]]), past_key_values=prefilled(model))
+
+
 def test_patching_twice_and_unpatching_twice() -> None:
     model = tiny()
     patch(model, backend="oracle")
