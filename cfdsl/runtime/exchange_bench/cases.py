@@ -113,7 +113,7 @@ BASES = {
     "full": Grid((1, 2, 4, 8, 16), FINE_PAYLOADS, tuple(OPERATORS), (ALL,)),
 }
 # What `bench collectives` does unless it is restricted: the two operators that matter everywhere, the others over 4 ranks.
-DEFAULT = (BASES["default"], Grid((4,), PAYLOADS, ("max", "lse", "reduce_scatter", "broadcast"), (CHOSEN, OFF_CHIP)))
+DEFAULT = (BASES["default"], Grid((4,), PAYLOADS, ("max", "min", "lse", "reduce_scatter", "broadcast"), (CHOSEN, OFF_CHIP)))
 
 
 def grids(mode: str, **given: Sequence[Any] | None) -> tuple[Grid, ...]:
