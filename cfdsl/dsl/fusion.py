@@ -53,6 +53,7 @@ class Fusion:
     """
 
     def __init__(self, fn: Spec) -> None:
+        _expect_spec(fn)
         self.fn = fn
         self.name: str = fn.__name__
         self.file: str = inspect.getsourcefile(fn) or fn.__code__.co_filename
@@ -146,6 +147,19 @@ class Fusion:
 def fusion(fn: Spec) -> Fusion:
     """Decorator: make a spec `def name(m: ModelConfig, batch: int, *, option="default")` a Fusion."""
     return Fusion(fn)
+
+
+def _expect_spec(fn: Spec) -> None:
+    """A spec is a Python function that takes a model's config and a batch size, by position."""
+    expected, advice = "a function of (model, batch), and options by keyword", "write it as `def name(m, batch, *, option=...)`"
+    if not inspect.isfunction(fn):
+        raise ArgumentError(argument="fn", expected=expected, got=f"a {type(fn).__name__}", advice=advice)
+    try:
+        inspect.signature(fn).bind(None, 1)
+    except TypeError:
+        got = f"{fn.__name__}{inspect.signature(fn)}"
+        src = source_at(fn.__code__.co_filename, fn.__code__.co_firstlineno)
+        raise ArgumentError(argument="fn", expected=expected, got=got, advice=advice, src=src) from None
 
 
 def _choices(fn: Spec, options: dict[str, Any]) -> dict[str, tuple[Any, ...]]:

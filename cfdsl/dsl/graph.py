@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from cfdsl.errors import ArgumentError
+
 Dim = int | str  # a str is a size known only when tensors arrive, e.g. "tokens", the capacity of a cache
 
 FLOATS = ("f32", "f16", "bf16")
@@ -136,3 +138,11 @@ class Graph:
 
     def users(self, node: Node) -> tuple[Node, ...]:
         return tuple(user for user in self.nodes if node in user.args)
+
+
+def expect_graph(given: object) -> Graph:
+    """The graph as it is. Raises ArgumentError for anything else, such as a fusion that was not traced."""
+    if not isinstance(given, Graph):
+        advice = "trace a fusion: fusion.trace(model) is its graph"
+        raise ArgumentError(argument="graph", expected="a graph", got=f"a {type(given).__name__}", advice=advice)
+    return given

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cfdsl.dsl.graph import Graph, Node
+from cfdsl.dsl.graph import Graph, Node, expect_graph
 from cfdsl.dsl.place_rules import PLACE_RULES, Site
 from cfdsl.dsl.placement import Mesh, Placement
 from cfdsl.errors import ArgumentError, CfdslError, ClustersDoNotDivide, ClusterSizeUnsupported, NothingToSplit, raise_all
@@ -31,7 +31,7 @@ class PlacedGraph:
 def place(graph: Graph, mesh: Mesh) -> PlacedGraph:
     """Place every value of `graph` on `mesh`. Raises the one mistake, or `Errors` with all independent ones: also of values that are not
     needed, if no mesh cures them."""
-    raise_all(_check_mesh(graph, mesh))
+    raise_all(_check_mesh(expect_graph(graph), mesh))
     placements, errors = _placements(graph, graph.nodes, mesh)
     raise_all([*errors, *_unneeded_mistakes(graph)])
     return PlacedGraph(graph, mesh, placements)
@@ -85,7 +85,12 @@ def _place(node: Node, placements: Mapping[Node, tuple[Placement, ...]], graph: 
     return PLACE_RULES[node.op](site)
 
 
-def _check_mesh(graph: Graph, mesh: Mesh) -> list[CfdslError]:
+def _check_mesh(graph: Graph, mesh: object) -> list[CfdslError]:
+    if not isinstance(mesh, Mesh):
+        return [ArgumentError(argument="mesh", expected="a Mesh(clusters, ranks)", got=repr(mesh))]
+    wrong = {name: n for name, n in vars(mesh).items() if not isinstance(n, int) or isinstance(n, bool)}
+    if wrong:
+        return [ArgumentError(argument=name, expected="a number", got=repr(value)) for name, value in wrong.items()]
     errors: list[CfdslError] = []
     if not 1 <= mesh.ranks <= MAX_CLUSTER_SIZE:
         errors.append(ClusterSizeUnsupported(size=mesh.ranks))

@@ -138,7 +138,7 @@ def trace(name: str, dtype: str, spec: Callable[[], object], src: Src | None = N
     with _under_way(tracer):
         try:
             returned = spec()
-            if tracer.outputs is None:
+            if tracer.outputs is None and not (isinstance(returned, Value) and returned.poisoned):
                 tracer.errors.append(_no_outputs(name, returned, src))
         except CfdslError as error:
             tracer.errors.append(error)
@@ -153,8 +153,7 @@ def _no_outputs(name: str, returned: object, src: Src | None) -> CfdslError:
     """At the line of the value that was returned in their place, if it was one."""
     problem, advice = f"the fusion {name} has no outputs", "end the spec with `return cf.outputs(name=value, ...)`"
     if isinstance(returned, Value):
-        problem = f"the fusion {name} returns a value, and not its outputs"
-        src = src if returned.poisoned else returned.node.src
+        problem, src = f"the fusion {name} returns a value, and not its outputs", returned.node.src
     return TraceError(problem=problem, advice=advice, src=src)
 
 
@@ -164,8 +163,12 @@ class clusters:
     `x[axis]` gives every cluster its slice of x. A launch may have fewer clusters than units (a cluster then loops), or a multiple.
     """
 
-    def __init__(self, *, over: int) -> None:
+    def __init__(self, *unnamed: object, over: int = 0, **unknown: object) -> None:
         self._tracer, self._over = current("clusters"), over
+        if unnamed or unknown:
+            given = [*map(repr, unnamed), *(f"{name}={value!r}" for name, value in unknown.items())]
+            problem = f"clusters takes the number of work units as over=, and was given {', '.join(given)}"
+            raise TraceError(problem=problem, advice="write `with cf.clusters(over=m.kv_heads) as axis:`", src=user_line())
 
     def __enter__(self) -> Axis:
         tracer, over = self._tracer, self._over
