@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from cfdsl.compiler.config import Config
     from cfdsl.compiler.cost import explain
     from cfdsl.dsl.interpret import interpret
-    from cfdsl.runtime.build import compile
+    from cfdsl.runtime.build import best_options, compile
     from cfdsl.runtime.collective import collective, collective_algorithms
     from cfdsl.runtime.kernel import Kernel
     from cfdsl.runtime.oracle import Oracle, oracle
@@ -90,6 +90,7 @@ __all__ = [
     "add",
     "argmax",
     "attend",
+    "best_options",
     "cast",
     "cluster_gather",
     "cluster_reduce",
@@ -133,6 +134,7 @@ __all__ = [
 
 _LAZY = {
     "compile": "cfdsl.runtime.build",
+    "best_options": "cfdsl.runtime.build",
     "collective": "cfdsl.runtime.collective",
     "collective_algorithms": "cfdsl.runtime.collective",
     "Kernel": "cfdsl.runtime.kernel",

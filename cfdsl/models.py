@@ -96,6 +96,7 @@ class ModelConfig:
         name: for messages; else the config's `_name_or_path`, the folder's name or the model type. Raises ModelUnsupported with all
         the reasons why the kernels cannot run the model, UnknownModel if there is no such file.
         """
+        _expect(source, (str, PathLike, Mapping), "source", "the path of a config.json or of its folder, or its contents as a dict")
         if isinstance(source, Mapping):
             raw, fallback = dict(source), str(source.get("_name_or_path") or source.get("model_type") or "model")
         else:
@@ -105,6 +106,12 @@ class ModelConfig:
     def with_(self, **fields: Any) -> ModelConfig:
         """A copy with other values."""
         return replace(self, **fields)
+
+
+def _expect(given: object, kinds: tuple[type, ...], argument: str, expected: str) -> None:
+    """Raise ArgumentError for anything but one of these kinds."""
+    if not isinstance(given, kinds):
+        raise ArgumentError(argument=argument, expected=expected, got="None" if given is None else f"a {type(given).__name__}")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
@@ -312,9 +319,6 @@ def resolve(model: ModelConfig | str | PathLike[str]) -> ModelConfig:
     and what `ModelConfig.from_hf` raises."""
     if isinstance(model, ModelConfig):
         return model
-    given: object = model  # whatever a caller passed
-    if not isinstance(given, (str, PathLike, Mapping)):
-        expected = "a ModelConfig, the name of a preset, or the path of a config.json"
-        raise ArgumentError(argument="model", expected=expected, got=repr(given))
+    _expect(model, (str, PathLike), "model", "a ModelConfig, the name of a preset, or the path of a config.json")
     preset = PRESETS.get(str(model))
     return preset or ModelConfig.from_hf(model)

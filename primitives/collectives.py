@@ -2,7 +2,7 @@
 
 A `channel.Channel` is one collective's place in the arena: barriers, landing places, result. All ranks of the cluster have the same
 one, and make the same calls with i = 0, 1, 2, ...; every consumer thread of every rank calls. Rows in shared memory start at multiples of
-16 bytes.
+16 bytes, and go on to the next one: what lies between may be read, and means nothing.
 
 Before the first call: one thread has called `channel.init`, and the cluster has met once after that. A call starts with a consumer
 barrier: what the consumers wrote to `src` before it is what is sent. After the call `channel.result` is where the result lies, until the
@@ -61,9 +61,11 @@ def cluster_reduce(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, src
 
     Sums are in float32 and in rank order, rounded once to the type of the result ("doubling": as a tree, lower ranks first).
 
-    "push", "bulk": every term to every rank, `ranks * nbytes` on each barrier. `src`: `n` elements; a landing place per rank and set.
+    "push", "bulk": every term to every rank. On each barrier `ranks * nbytes`, or with `stays` `(ranks - 1) * nbytes`. `src`: `n`
+    elements; a landing place per rank and set.
     "scatter_gather": two rounds, `ranks` pieces of `n` elements each: piece p is reduced by rank p, and goes to everybody. Moves the
-    least where terms are long. `src` and result: `ranks` pieces of multiples of 16 bytes.
+    least where terms are long. `src` and result: `ranks` pieces of multiples of 16 bytes. On the first round's barrier `ranks` pieces of
+    `n` elements, on the second's as many of `out_n`; with `stays` one less on both.
     "doubling": log2(ranks) rounds with one partner each, as in the ClusterFusion paper: see `doubling`.
     """
     if cutlass.const_expr(channel.algorithm == "doubling"):
@@ -115,7 +117,8 @@ def cluster_reduce_scatter(smem: cute.Pointer, channel: cutlass.Constexpr, i: In
     """Reduce-scatter, P(op) -> S: before, `src` is this rank's term, as `ranks` pieces `channel.stride` apart; after, `result` is piece
     `rank` of op over the ranks' terms, in float32 and in rank order, rounded once.
 
-    "push" or "bulk": piece p of every term to rank p; `ranks * nbytes` on each barrier, of which one rank sends 1 / ranks to itself.
+    "push" or "bulk": piece p of every term to rank p. On each barrier `ranks * nbytes`, of which each rank sends `nbytes` to itself; with
+    `stays` it does not, and they are `(ranks - 1) * nbytes`.
     """
     _all_to_all(smem, channel, i, src, channel.words, rank)
     _fold(smem, channel, i)
@@ -125,7 +128,8 @@ def cluster_reduce_scatter(smem: cute.Pointer, channel: cutlass.Constexpr, i: In
 def cluster_gather(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, src: cute.Pointer, rank: Int32):
     """All-gather, S -> R: before, `src` is this rank's row of `n` elements; after, `result` is every rank's row, `channel.stride` apart.
 
-    "push", "bulk": `ranks * nbytes` on each barrier. "doubling": see `doubling`. For what lies in device memory: `multicast_gather`.
+    "push", "bulk": `ranks * nbytes` on each barrier, or with `stays` `(ranks - 1) * nbytes`. "doubling": see `doubling`. For what lies in
+    device memory: `multicast_gather`.
     """
     if cutlass.const_expr(channel.algorithm == "doubling"):
         doubling.gather(smem, channel, i, src, rank)

@@ -67,7 +67,9 @@ def publish(
 ):
     """All consumer threads: this member's row, if it is one of the first `senders`, to the workspace; then all members meet.
 
-    Three consumer barriers inside, one of them first: what the consumers wrote to `src` before is what is sent.
+    Three consumer barriers inside, one of them first: what the consumers wrote to `src` before is what is sent. No bytes are counted on
+    any barrier: the members' arrivals are. Each sender writes a row of `4 * words` bytes: every piece of `src` with what lies behind it
+    up to the next multiple of 16 bytes, which must be there and means nothing. `src` may be written again when it returns.
     """
     cta.consumer_sync(route.warps)
     if member < senders:
@@ -84,7 +86,8 @@ def grid_reduce(
     """All-reduce, P(op) -> R: `out` = op over the members' `src`, in float32 and in the members' order, so all get the same bits.
 
     With `members` pieces to a row it is a reduce-scatter, P(op) -> S: `out` is piece `member`. `n` elements; for LSE of heads of `dim`,
-    see `fold`. Every member reads every row (or piece) back: `members` * n elements. Synchronise before others read `out`.
+    see `fold`. Every member writes `4 * words` bytes (see `publish`) and reads every row or piece of `n` elements back, in whole vectors of
+    16 bytes. Synchronise before others read `out`; it stays until the next call.
     """
     publish(ws, sync, route, i, src, started, group, member, route.members)
     row = cutlass.const_expr(route.pieces * route.stride)
@@ -99,7 +102,11 @@ def grid_gather(
     ws: cute.Tensor, sync: cute.Tensor, route: cutlass.Constexpr, i: Int32, src: cute.Pointer, out: cute.Pointer, started: Int32,
     group: Int32, member: Int32,
 ):
-    """All-gather, S -> R: `out` is every member's row, `route.stride` elements apart. Synchronise before others read it."""
+    """All-gather, S -> R: before, `src` is this member's row of `n` elements; after, `out` is every member's row, `route.stride` apart.
+
+    Every member writes `4 * words` bytes, `src` rounded up to 16 (see `publish`), and reads `members` times as many back into `out`, which
+    has room for them. Synchronise before others read `out`; it stays until the next call.
+    """
     publish(ws, sync, route, i, src, started, group, member, route.members)
     nbytes = cutlass.const_expr(4 * route.words * route.members)
     transfer.copy(rows(ws, route, i, group), transfer.words(out), nbytes, route.threads)
@@ -110,6 +117,10 @@ def grid_broadcast(
     ws: cute.Tensor, sync: cute.Tensor, route: cutlass.Constexpr, i: Int32, src: cute.Pointer, out: cute.Pointer, started: Int32,
     group: Int32, member: Int32,
 ):
-    """Broadcast, one -> R: `out` is the row of member 0, on every member. Synchronise before others read it."""
+    """Broadcast, one -> R: before, `src` of member 0 is a row of `n` elements; after, `out` is that on every member, 0 included.
+
+    Member 0 writes `4 * words` bytes, `src` rounded up to 16 (see `publish`), and every member reads them back into `out`, which has room
+    for them. Synchronise before others read `out`; it stays until the next call.
+    """
     publish(ws, sync, route, i, src, started, group, member, 1)
     transfer.copy(rows(ws, route, i, group), transfer.words(out), 4 * route.words, route.threads)

@@ -110,8 +110,9 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "32 query heads per key/value head are not supported.\n  remedy: use a model with at most 16.",
     ),
     (
-        errors.HiddenUnsupported(hidden=100),
-        "hidden size 100 is not supported.\n  remedy: use a model whose hidden size is a multiple of 64.",
+        errors.RowUnsupported(weights=("wq", "wk"), columns=100, multiple=8),
+        "rows of 100 elements, as those of wq and wk, are not supported.\n"
+        "  remedy: use a model whose hidden size, intermediate size and heads x head_dim are multiples of 8.",
     ),
     (
         errors.ModelUnsupported(name="some/model", reasons=["head_dim is 96", "it is quantised"]),
@@ -137,12 +138,12 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
     (
         errors.SharedMemoryExceeded(needed=245760, limit=232448, breakdown=(("ring", 229376), ("x", 16384)), src=SRC),
         f"a CTA needs 245,760 bytes of shared memory, the limit is 232,448: ring 229,376 + x 16,384 = 245,760.{AT}"
-        "  remedy: use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM.",
+        "  remedy: make the largest of them smaller, or use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM.",
     ),
     (
         errors.SharedMemoryExceeded(needed=245760, limit=232448),
         "a CTA needs 245,760 bytes of shared memory, the limit is 232,448.\n"
-        "  remedy: use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM.",
+        "  remedy: make the largest of them smaller, or use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM.",
     ),
     (
         errors.NotResident(clusters=32, resident=30, size=4, part="h100-sxm"),
@@ -167,7 +168,12 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
     (
         errors.NoLegalConfig(fusion="rms_norm", part="h100-sxm", given=" with warps=9", reasons=("a", "b")),
         "rms_norm has no config that runs on h100-sxm with warps=9:\n  - a\n  - b\n"
-        "  remedy: give fewer fields of the config, or another part; `explain` shows every config with its reasons.",
+        "  remedy: give fewer fields of the config, or take another part; `explain` shows every config with its reasons.",
+    ),
+    (
+        errors.NoLegalConfig(fusion="rms_norm", part="h100-sxm", given="", reasons=("a",), src=SRC),
+        f"rms_norm has no config that runs on h100-sxm:\n  - a{AT}"
+        "  remedy: change what the reasons name, or take another part; `explain` shows every config with its reasons.",
     ),
     (
         errors.CompileFailed(source="/cache/k.py", detail="ptxas: out of registers"),
@@ -182,9 +188,15 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "  remedy: use 'push' or 'global', or leave the algorithm to the cost model.",
     ),
     (
-        errors.AlgorithmUnsupported(request="gather of f32 99999 on clusters of 4", algorithm=None, reasons=[("push", "no room")]),
-        "gather of f32 99999 on clusters of 4 cannot be done:\n  - push: no room\n"
-        "  remedy: use a smaller payload or a larger cluster, or write it with several calls.",
+        errors.AlgorithmUnsupported(request="broadcast of f32 99999 on clusters of 4", algorithm=None, reasons=[("push", "no room")]),
+        "broadcast of f32 99999 on clusters of 4 cannot be done:\n  - push: no room\n"
+        "  remedy: use a smaller payload; or do it in several calls, each with a part of the payload.",
+    ),
+    (
+        errors.AlgorithmUnsupported(request="gather of f32 9999 over 8", algorithm=None, reasons=[("push", "no room")], grows=True),
+        "gather of f32 9999 over 8 cannot be done:\n  - push: no room\n"
+        "  remedy: use a smaller payload or a smaller cluster, whose payloads together are the result; or do it in several calls, each "
+        "with a part of the payload.",
     ),
     (
         errors.ColdCompileInCapture(kernel="rms_norm"),
@@ -294,7 +306,7 @@ def test_every_mistake_names_a_remedy_and_survives_pickling(error: CfdslError) -
 
 
 A = errors.HeadDimUnsupported(head_dim=96)
-B = errors.HiddenUnsupported(hidden=100, src=SRC)
+B = errors.GroupUnsupported(group=32, src=SRC)
 
 
 def test_several_are_one_error_with_a_count() -> None:
@@ -305,9 +317,9 @@ def test_several_are_one_error_with_a_count() -> None:
         "2 mistakes:\n"
         "1. HeadDimUnsupported: head_dim 96 is not supported.\n"
         "     remedy: use a model with head_dim 64 or 128.\n"
-        "2. HiddenUnsupported: hidden size 100 is not supported.\n"
+        "2. GroupUnsupported: 32 query heads per key/value head are not supported.\n"
         "     spec.py:12: y = cf.silu(x)\n"
-        "     remedy: use a model whose hidden size is a multiple of 64."
+        "     remedy: use a model with at most 16."
     )
 
 

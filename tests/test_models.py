@@ -222,6 +222,8 @@ def test_all_reasons_in_one_message() -> None:
 
 
 def test_files_that_are_no_config(tmp_path: Path) -> None:
+    with pytest.raises(cf.errors.ArgumentError, match="argument 'source' must be the path of a config.json .*, got None"):
+        cf.ModelConfig.from_hf(None)  # type: ignore[arg-type]
     with pytest.raises(cf.errors.UnknownModel) as unknown:
         resolve("llama-9")
     assert str(unknown.value) == (

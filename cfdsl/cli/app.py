@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from cfdsl.cli import bench, cache_cmd, compile_cmd, explain, generate, listings, show
+from cfdsl.cli import bench, cache_cmd, compile_cmd, explain, generate, listings, show, tune
 from cfdsl.cli.console import print_error
 from cfdsl.cli.spec_failure import spec_failure
 from cfdsl.errors import CfdslError
@@ -24,6 +24,7 @@ app.command("compile")(compile_cmd.compile_)
 app.command("show")(show.show)
 app.command("explain")(explain.explain)
 app.command("bench", cls=bench.BenchCommand)(bench.bench)
+app.command("tune")(tune.tune)
 app.command("generate")(generate.generate)
 
 app.command("models")(listings.models)

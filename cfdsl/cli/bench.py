@@ -130,7 +130,8 @@ def bench_panel(record: dict[str, Any]) -> Any:
     pdl, l2 = "on" if config["pdl"] else "off", "cold" if record["cold"] else "NOT cold"
     lines = [
         f"{place['gpu']}, {place['sms']} SMs; torch {place['torch']}, CUDA {place['cuda']}; {place['date']}",
-        f"{shape}, pdl {pdl}; {record['registers']} registers; {record['host_us']:.1f} us of host time per eager call",
+        f"{shape}, pdl {pdl}; {record['registers']} registers",
+        f"{record['host_us']:.1f} us of host time per eager call, {record['bound_us']:.1f} if it is bound to its tensors (`kernel.bind`)",
         f"read ceiling {ceiling['gbps']:,.0f} GB/s ({ceiling['how']}); {record['sets']} sets of tensors in turn, L2 {l2}",
         record["command"],
     ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cfdsl.cli.request import Request
+from cfdsl.errors import CfdslError, attempt
 
 if TYPE_CHECKING:
-    from cfdsl.compiler.cost import Choice
+    from cfdsl.compiler.cost import Candidate, Choice
     from cfdsl.compiler.stages import Lowered
     from cfdsl.runtime.kernel import Kernel
 
@@ -18,6 +20,27 @@ def choice_for(request: Request) -> Choice:
 
     graph = request.fusion.trace(request.model, request.batch, request.dtype, **request.options)
     return choose(graph, request.part, request.overrides, sizes(request))
+
+
+def weighed_for(request: Request) -> tuple[Sequence[Candidate], list[CfdslError]]:
+    """Every config that was weighed, best first, also where none fits; and what keeps the fusion from being compiled."""
+    from cfdsl.compiler.cost import choose, weighed
+    from cfdsl.compiler.limits import limits
+    from cfdsl.compiler.schedule import schedule
+    from cfdsl.dsl.place import place
+    from cfdsl.dsl.placement import Mesh
+
+    graph = request.fusion.trace(request.model, request.batch, request.dtype, **request.options)
+    asked = (graph, request.part, request.overrides, sizes(request))
+    errors: list[CfdslError] = []
+    choice = attempt(errors, choose, *asked)
+    if choice is not None:
+        config = choice.config
+        attempt(errors, schedule, place(graph, Mesh(config.clusters, config.cluster_size, config.splits)), config)
+        return choice.rows, errors
+    rows = weighed(*asked)
+    beyond = [limit.error for limit in limits(graph)]
+    return rows if any(row.smem_bytes for row in rows) else [], [*beyond, *errors]
 
 
 def sizes(request: Request) -> dict[str, int]:

@@ -58,7 +58,7 @@ def lowered_record(request: Request, lowered: Lowered) -> dict[str, Any]:
     return {
         "graph": graph_record(lowered.placed),
         "config": config_record(lowered.config, lowered.plan),
-        "choice": choice_record(lowered.choice, request.overrides),
+        "choice": choice_record(lowered.choice.rows, request.overrides),
         "traffic": traffic_record(count_traffic(lowered.placed, sizes), lowered.choice, request.part),
     }
 

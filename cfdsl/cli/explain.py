@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -12,22 +12,35 @@ from cfdsl.cli.panels import candidates, header, panel, refused_table
 from cfdsl.cli.report import choice_record, refusals, request_record
 from cfdsl.cli.request import Request, takes_request
 from cfdsl.cli.units import plural
+from cfdsl.errors import raise_all
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")]
 
 
 @takes_request()
 def explain(request: Request, json: Json = False) -> None:
-    """Show the configs that were weighed, their estimated times, and why others cannot run."""
-    from cfdsl.cli.build import choice_for
+    """Show the configs that were weighed, their estimated times, and why others cannot run.
 
-    record = {**request_record(request), "choice": choice_record(choice_for(request), request.overrides)}
-    if json:
+    What `compile` refuses is said too, below the tables, and the exit status is 1 then.
+    """
+    from cfdsl.cli.build import weighed_for
+
+    rows, errors = weighed_for(request)
+    record = {**request_record(request), "choice": choice_record(rows, request.overrides)}
+    if json and rows:
         print_json(record)
-        return
+    elif rows:
+        show(record, request.part_note)
+    raise_all(errors)
+
+
+def show(record: dict[str, Any], part_note: str) -> None:
+    """The record as tables."""
     screen, choice = console(), record["choice"]
-    screen.print(header(record, request.part_note))
-    screen.print(panel(f"{plural(len(choice['fit']), 'config')} fit, best first", Text(choice["why"]), Text(), candidates(choice["fit"])))
+    screen.print(header(record, part_note))
+    fit = len(choice["fit"])
+    if fit:
+        screen.print(panel(f"{plural(fit, 'config')} fit, best first", Text(choice["why"]), Text(), candidates(choice["fit"])))
     if choice["refused"]:
         reasons = Text(", ".join(f"{kind}: {count}" for kind, count in refusals(choice["refused"])))
         screen.print(panel(f"{plural(len(choice['refused']), 'config')} refused", reasons, Text(), refused_table(choice["refused"])))

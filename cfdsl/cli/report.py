@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from cfdsl.cli.holdings import LEAVES, VIEWS, Placed, names_of
 from cfdsl.cli.request import Request
 from cfdsl.cli.units import plural
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost import RESOLUTION
+from cfdsl.compiler.cost import RESOLUTION, RESOLUTION_US
 from cfdsl.compiler.plan import KernelPlan
 
 if TYPE_CHECKING:
@@ -96,9 +97,9 @@ def candidate_record(row: Candidate) -> dict[str, Any]:
     }
 
 
-def choice_record(choice: Choice, overrides: dict[str, Any]) -> dict[str, Any]:
+def choice_record(weighed: Iterable[Candidate], overrides: dict[str, Any]) -> dict[str, Any]:
     """The chosen config's reasons and everything that was weighed, the best first."""
-    rows = [candidate_record(row) for row in choice.rows]
+    rows = [candidate_record(row) for row in weighed]
     fit = [row for row in rows if not row["refused"]]
     refused = [row for row in rows if row["refused"]]
     return {"why": why(fit, overrides), "given": overrides, "fit": fit, "refused": refused}
@@ -108,7 +109,7 @@ def why(fit: list[dict[str, Any]], overrides: dict[str, Any]) -> str:
     """In a few sentences, why the chosen config was chosen."""
     chosen = next((row for row in fit if row["chosen"]), None)
     if chosen is None:
-        return "Given by hand."
+        return "Nothing fits."
     fastest = min(fit, key=lambda row: row["time_us"])
     text = f"Estimated at {chosen['time_us']:.1f} us, the least of {plural(len(fit), 'config')} that fit."
     if len(fit) == 1:
@@ -116,8 +117,8 @@ def why(fit: list[dict[str, Any]], overrides: dict[str, Any]) -> str:
     elif fastest is not chosen:
         text = (
             f"Estimated at {chosen['time_us']:.1f} us. {plural(len(fit), 'config')} fit, the least estimate is {fastest['time_us']:.1f} us;"
-            f" within {RESOLUTION:.0%} estimates count as equal, and these decide: room for the next launch beside it, nothing read twice,"
-            " fewer splits, the smaller cluster."
+            f" within {RESOLUTION_US:.1f} us and {RESOLUTION:.0%} estimates count as equal, and these decide: an SM to each CTA, fewer"
+            " splits, the smaller cluster."
         )
     size = chosen["config"]["cluster_size"]
     other = min((row for row in fit if row["config"]["cluster_size"] != size), key=lambda row: row["time_us"], default=None)

@@ -12,7 +12,7 @@ import typer
 
 from cfdsl.cli.complaints import BadOption
 from cfdsl.dsl.fusion import DTYPES
-from cfdsl.errors import CfdslError, raise_all
+from cfdsl.errors import CfdslError, attempt, raise_all
 
 if TYPE_CHECKING:
     from cfdsl.compiler.parts import Part
@@ -35,6 +35,7 @@ class Request:
     part_from   how the part was found: given, gpu, default (there is no GPU) or fallback (there is one that cannot be used)
     overrides   fields of `Config` given by hand
     options     options of the fusion: its dataflows
+    asked       the words it was made of, as `resolve` takes them: another process can make the same of them
     """
 
     fusion: Fusion
@@ -46,6 +47,7 @@ class Request:
     kv_len: int
     overrides: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
 
     @property
     def part_note(self) -> str:
@@ -136,23 +138,23 @@ def resolve(
     *, fusion: str, model: str, batch: int = 1, dtype: str = "bf16", part: str | None = None, kv_len: int = 4096,
     option: list[str] | None = None, **schedule: Any,
 ) -> Request:  # fmt: skip
-    """Look everything up. Raises the one mistake of the names and options, or `Errors` with all of them."""
+    """Look everything up. Raises the one mistake of the names, options and fields, or `Errors` with all of them."""
     from cfdsl.cli.catalog import find_fusion, find_model
+    from cfdsl.compiler.candidates import override_errors
 
-    mistakes: list[CfdslError] = []
-
-    def look(find: Callable[..., Any], name: Any) -> Any:
-        try:
-            return find(name)
-        except CfdslError as error:
-            mistakes.append(error)
-            return None
-
-    found = look(find_fusion, fusion), look(find_model, model), look(resolve_part, part), look(parse_options, option or [])
-    raise_all(mistakes)
-    target, came_from = found[2]
     overrides = {name: value for name, value in schedule.items() if value is not None}
-    return Request(found[0], found[1], batch, DTYPES[dtype], target, came_from, kv_len, overrides, found[3])
+    mistakes: list[CfdslError] = []
+    found = attempt(mistakes, find_fusion, fusion)
+    config = attempt(mistakes, find_model, model)
+    target = attempt(mistakes, resolve_part, part)
+    options = attempt(mistakes, parse_options, option or [])
+    mistakes += override_errors(overrides)
+    if found is not None:
+        mistakes += found.request_errors(batch, dtype, options or {})
+    raise_all(mistakes)
+    to, came_from = target
+    asked = {"fusion": fusion, "model": model, "batch": batch, "dtype": dtype, "kv_len": kv_len, "option": option, **schedule}
+    return Request(found, config, batch, DTYPES[dtype], to, came_from, kv_len, overrides, options, asked)
 
 
 def resolve_part(name: str | None) -> tuple[Part, str]:

@@ -8,20 +8,19 @@ from math import ceil
 from typing import Any
 
 from cfdsl.compiler.config import CLUSTER_SIZES, Config
-from cfdsl.compiler.geometry import MAX_PIECES, WARP_SPLITS, product_registers, row_pieces, thread_registers
+from cfdsl.compiler.geometry import COPY_BYTES, MAX_PIECES, WARP_SPLITS, product_registers, row_pieces, thread_registers
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.traffic import leaf_of, size_of
 from cfdsl.dsl.graph import ITEMSIZE, Graph, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Shard
-from cfdsl.errors import CfdslError, ClusterSizeUnsupported, ConfigError, Errors, raise_all
+from cfdsl.errors import CfdslError, ClusterSizeUnsupported, ConfigError, Errors
 
 MAX_STAGES = 12  # of 16 KB: no more fit an SM
 MIN_STAGES = 2  # one lands while the other is eaten
 MAX_WARPS = 16
 MAX_THREADS_PER_SM = 2048
 SPLITS = (1, 2, 3, 4, 6, 8)  # clusters worth weighing for one unit: a split more is another term of every head to read back
-COPY_BYTES = 16  # bulk copies and st.async pushes of 4 words move multiples of this, from and to multiples of it
 
 _INTEGERS: Mapping[str, tuple[str, Callable[[int], bool]]] = {
     "clusters": ("a positive number", lambda n: n >= 1),
@@ -36,8 +35,8 @@ _INTEGERS: Mapping[str, tuple[str, Callable[[int], bool]]] = {
 _FIELDS = tuple(field.name for field in fields(Config))
 
 
-def check_overrides(overrides: Mapping[str, Any]) -> None:
-    """Raise ConfigError, ClusterSizeUnsupported, or Errors with all of them, for fields that no config can have."""
+def override_errors(overrides: Mapping[str, Any]) -> list[CfdslError]:
+    """ConfigError and ClusterSizeUnsupported, for fields that no config can have."""
     errors: list[CfdslError] = []
     for name, value in overrides.items():
         if name not in _FIELDS:
@@ -51,7 +50,7 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
                 errors.append(ConfigError(name=name, value=value, expected=expected))
         elif not isinstance(value, bool):
             errors.append(ConfigError(name=name, value=value, expected="true or false"))
-    raise_all(errors)
+    return errors
 
 
 def _is_int(value: object) -> bool:
@@ -62,10 +61,12 @@ def cluster_counts(graph: Graph, part: Part, cluster_size: int) -> tuple[int, ..
     """Numbers of clusters worth weighing: several units each, one each, or several clusters on one unit's finer slices.
 
     With 8 KV heads of 4 query heads: 1, 2, 4, 8 (units divided), 16 and 32 (query heads divided, K and V repeated). Without a
-    `clusters` block the work is spread over all CTAs, and as many clusters run as the part holds.
+    `clusters` block the work is spread over all CTAs: as many clusters as the part holds, or the next power of two below, over which
+    most numbers of rows are spread evenly.
     """
     if graph.over is None:
-        return (part.resident(cluster_size, 1) or max(1, part.sms // cluster_size),)
+        most = part.resident(cluster_size, 1) or max(1, part.sms // cluster_size)
+        return tuple(dict.fromkeys((most, 1 << (most.bit_length() - 1))))
     units, finest = graph.over, finest_slices(graph)
     several = (n for n in range(1, units + 1) if units % n == 0)
     split = (n for n in range(2 * units, min(finest, 2 * part.sms) + 1, units) if finest % n == 0)
@@ -143,22 +144,22 @@ def refused_by_part(graph: Graph, part: Part, config: Config, waits_for_grid: bo
     return reasons
 
 
-def refused_by_slices(placed: PlacedGraph, config: Config, sizes: Mapping[str, int]) -> list[str]:
-    """Slices of weights that bulk copies cannot move, and rows that no stage can hold."""
-    reasons: dict[str, None] = {}
+def refused_by_slices(placed: PlacedGraph, config: Config, sizes: Mapping[str, int]) -> dict[str, Node]:
+    """Slices of weights that bulk copies cannot move, and rows that no stage can hold: each reason with the node that it is about."""
+    reasons: dict[str, Node] = {}
     for node in placed.graph.leaves("linear"):
         width = row_bytes(placed, node, sizes)
         name = leaf_of(node.args[1]).attr("name")
         if width % COPY_BYTES:
-            reasons[f"a rank's slice of a row of {name} is {width} bytes, not a multiple of {COPY_BYTES}"] = None
+            reasons[f"a rank's slice of a row of {name} is {width} bytes, not a multiple of {COPY_BYTES}"] = node
         else:
-            reasons |= dict.fromkeys(_refused_row(name, width, ITEMSIZE[node.args[1].type.dtype], config))
+            reasons |= dict.fromkeys(_refused_row(name, width, ITEMSIZE[node.args[1].type.dtype], config), node)
     for node in placed.graph.leaves("cluster_reduce_scatter"):
         shape = node.types[0].shape
         held = size_of(shape[node.attr("dim")], sizes) * 4 // config.cluster_size
         if held % COPY_BYTES:
-            reasons[f"a rank's slice in {node.op} is {held} bytes, not a multiple of {COPY_BYTES}"] = None
-    return list(reasons)
+            reasons[f"a rank's slice in {node.op} is {held} bytes, not a multiple of {COPY_BYTES}"] = node
+    return reasons
 
 
 def _refused_row(name: str, width: int, itemsize: int, config: Config) -> Iterator[str]:

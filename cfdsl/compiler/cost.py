@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -11,8 +11,8 @@ from typing import Any
 from cfdsl.compiler.candidates import (
     MAX_STAGES,
     MIN_STAGES,
-    check_overrides,
     geometries,
+    override_errors,
     refused_by_error,
     refused_by_part,
     refused_by_slices,
@@ -20,16 +20,18 @@ from cfdsl.compiler.candidates import (
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.estimate import Estimate, estimate
 from cfdsl.compiler.parts import Part
+from cfdsl.compiler.refusals import nothing_left
 from cfdsl.compiler.shared_inputs import shared_inputs
 from cfdsl.compiler.smem import SmemOf, fit_stages, fixed_smem
 from cfdsl.compiler.traffic import Traffic, streams, traffic
 from cfdsl.dsl.graph import GRID_COLLECTIVES, Graph
 from cfdsl.dsl.place import PlacedGraph, place
 from cfdsl.dsl.placement import Mesh
-from cfdsl.errors import CfdslError, Errors, NoLegalConfig, raise_all
+from cfdsl.errors import CfdslError, raise_all
 
 FLIGHT_US = 1.4  # of the memory's time in flight: enough to keep it busy, little enough to keep its queue short
-RESOLUTION = 0.03  # estimates that are closer than the model is exact are not told apart: then the shape that was measured good decides
+# Estimates that are closer than the model is exact are not told apart: then the shape that is usually good decides.
+RESOLUTION, RESOLUTION_US = 0.03, 0.5  # within both
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,17 @@ def choose(
     smem_of   bytes of shared memory besides the ring's stages, for a config; default: an estimate from the placed graph
 
     The same arguments give the same choice, and are weighed once per process. Raises ConfigError or ClusterSizeUnsupported for fields
-    that no config has, NoLegalConfig with all reasons when every candidate is refused.
+    that no config has; when every candidate is refused, the mistake that all of them share (NotResident, SharedMemoryExceeded, what placing
+    says on every mesh), else NoLegalConfig with all reasons.
     """
     overrides, sizes = dict(overrides or {}), dict(sizes or {})
-    check_overrides(overrides)
+    raise_all(override_errors(overrides))
     return _choose(graph, part, tuple(sorted(overrides.items())), tuple(sorted(sizes.items())), smem_of)
+
+
+def weighed(graph: Graph, part: Part, overrides: Mapping[str, Any], sizes: Mapping[str, int]) -> list[Candidate]:
+    """Every config that `choose` weighs for the same arguments, in no order, also where it refuses all of them."""
+    return _Scales(graph, part, overrides, sizes, None).all()
 
 
 @lru_cache(maxsize=256)
@@ -114,11 +122,10 @@ def _choose(
     graph: Graph, part: Part, overrides: tuple[tuple[str, Any], ...], sizes: tuple[tuple[str, int], ...], smem_of: SmemOf | None
 ) -> Choice:
     weigh = _Scales(graph, part, dict(overrides), dict(sizes), smem_of)
-    rows = [weigh.candidate(config) for config in geometries(graph, part, weigh.overrides)]
+    rows = weigh.all()
     legal = [row for row in rows if row.estimate]
     if not legal:
-        raise_all(_mistakes_of_the_spec(weigh.placed.values()))
-        raise _nothing_left(graph, part, weigh.overrides, rows)
+        raise_all(nothing_left(graph, part, weigh.overrides, weigh.sizes, rows, weigh.placed))
     best = min(row.estimate.time_us for row in legal if row.estimate)
     legal.sort(key=lambda row: _rank(row, best))
     config = legal[0].config
@@ -151,15 +158,20 @@ def early_tiles(config: Config) -> int:
 
 
 def _rank(row: Candidate, best_us: float) -> tuple[Any, ...]:
-    """Faster first. Among those within RESOLUTION of the best: a start that overlaps the launch before, no work done twice, small clusters.
+    """Faster first. Among those within RESOLUTION of the best: an SM to each CTA, few splits, small clusters, many of them.
 
-    That is what was measured good (32 clusters of 2, two CTAs per SM; 8 of 8 for 8 KV heads); small clusters also wait for fewer peers.
+    Two CTAs that share an SM have rings of half the depth, and in a row of different kernels they do not spread evenly: a decode step of
+    Llama-3.2-1B at 1024 tokens takes 958 us with `ffn_block` two to an SM, and 908 with one (H100 80GB HBM3, 2026-11-28: `bench decode`).
     """
     assert row.estimate is not None
     time, config = row.estimate.time_us, row.config
-    repeats = row.estimate.traffic.repeated_bytes > 0
-    shape = (not row.estimate.overlapped_start, repeats, config.splits, config.cluster_size, -config.clusters, -config.ctas_per_sm)
-    return (0, *shape, time) if time <= best_us * (1 + RESOLUTION) else (1, time, *shape)
+    shape = (config.ctas_per_sm, config.splits, config.cluster_size, -config.clusters)
+    return (0, *shape, time) if near(time, best_us) else (1, time, *shape)
+
+
+def near(us: float, best_us: float) -> bool:
+    """Whether an estimate is too close to the least one to be told from it."""
+    return us <= min(best_us * (1 + RESOLUTION), best_us + RESOLUTION_US)
 
 
 class _Scales:
@@ -172,6 +184,10 @@ class _Scales:
         self.most_stages = overrides.get("stages", MAX_STAGES) if streams(graph) else 0
         self.placed: dict[Mesh, PlacedGraph | CfdslError] = {}
         self.traffic: dict[tuple[Mesh, int, bool], Traffic] = {}
+
+    def all(self) -> list[Candidate]:
+        """Every config that the overrides leave open."""
+        return [self.candidate(config) for config in geometries(self.graph, self.part, self.overrides)]
 
     def candidate(self, config: Config) -> Candidate:
         """The estimate of a config, or every reason against it; with multicast, if that was measured to pay and nobody fixed it."""
@@ -214,33 +230,6 @@ class _Scales:
             shared = shared_inputs(placed) if config.multicast else ()
             self.traffic[key] = traffic(placed, self.sizes, config.stage_bytes, shared)
         return self.traffic[key]
-
-
-def _mistakes_of_the_spec(placed: Iterable[PlacedGraph | CfdslError]) -> list[CfdslError]:
-    """What placing said, with a line of the spec, on every mesh that was tried: no config cures it, so it is told as it is."""
-    said: list[dict[str, CfdslError]] = []
-    for found in placed:
-        if isinstance(found, PlacedGraph):
-            return []
-        singles = found.errors if isinstance(found, Errors) else (found,)
-        said.append({str(single): single for single in singles if single.src is not None})
-    first, *others = said or [{}]
-    return [mistake for text, mistake in first.items() if all(text in other for other in others)]
-
-
-def _nothing_left(graph: Graph, part: Part, overrides: Mapping[str, Any], rows: list[Candidate]) -> NoLegalConfig:
-    """Each reason once, with the configs it was said of when several were weighed."""
-    said: dict[str, list[str]] = {}
-    for row in rows:
-        for reason in row.refused:
-            said.setdefault(reason, []).append(f"{row.config.clusters}x{row.config.cluster_size}")
-    lines = []
-    for reason, shapes in said.items():
-        shapes = list(dict.fromkeys(shapes))
-        more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""
-        lines.append(reason if len(rows) == 1 else f"{reason} ({', '.join(shapes[:4])}{more})")
-    given = " with " + ", ".join(f"{name}={value}" for name, value in overrides.items()) if overrides else ""
-    return NoLegalConfig(fusion=graph.name, part=part.name, given=given, reasons=tuple(lines))
 
 
 HEADERS = ("clusters x ranks", "per cluster", "CTAs/SM", "stages", "smem", "time", "start", "stream", "exchanges", "tail", "verdict")

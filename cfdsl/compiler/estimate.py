@@ -4,7 +4,8 @@ time = start + stream + exchanges + tail, in microseconds, where
 
     stream      memory, L2 and the busiest SM each need a time for their bytes; the slowest decides, wave after wave of clusters
     exchanges   during a pause the ring keeps filling: a pause costs what it lasts beyond the bytes that the ring can still take
-    start       launch, and the inputs' norm. With PDL and room beside this launch, the successor's ring fills meanwhile
+    start       until the launch streams: under PDL its CTAs take the place of the launch before's, one by one, and their rings fill
+                while the inputs are read and normalised
     tail        the last sum and store, and the wait for the slowest CTA
 """
 
@@ -35,7 +36,6 @@ class Estimate:
     cover_us: float
     waves: int
     ctas_on_busiest_sm: int
-    overlapped_start: bool
     traffic: Traffic
 
 
@@ -117,10 +117,14 @@ def _both(a: float, b: float) -> float:
     return float((a**SHARPNESS + b**SHARPNESS) ** (1 / SHARPNESS))
 
 
-def starts_warm(part: Part, config: Config) -> bool:
-    """Whether a successor's CTAs all find room on SMs that this launch uses too, so that their rings fill before this one ends."""
-    resident = part.resident(config.cluster_size, config.ctas_per_sm)
-    return config.pdl and config.ctas_per_sm > 1 and resident is not None and 2 * config.clusters <= resident
+def start_us(part: Part, config: Config, first: float, streams: bool) -> float:
+    """Until a launch in a row of launches streams; without PDL, or a ring, also what the launch itself and its inputs (`first`) take."""
+    timing = part.timing
+    if not streams:
+        return first + (timing.launch_pdl_us if config.pdl else timing.launch_us)
+    alone = 0.0 if config.pdl else timing.launch_us + max(timing.latency_us, first)
+    crowded = timing.beside_us if config.ctas_per_sm > 1 else 0.0
+    return alone + timing.start_us + crowded + dict(timing.wide_start_us).get(config.cluster_size, 0.0)
 
 
 def estimate(part: Part, config: Config, traffic: Traffic) -> Estimate:
@@ -132,25 +136,24 @@ def estimate(part: Part, config: Config, traffic: Traffic) -> Estimate:
     share = flight_share(part, in_flight) if traffic.streams else 1.0
     stream, memory, l2, sm = stream_us(part, config, traffic, share)
     us_per_byte = stream / max(1, traffic.cta_bytes * traffic.mesh.ctas)
-    cover = in_flight * us_per_byte
+    cover = in_flight * us_per_byte * timing.cover_share
 
     def uncovered(pause: float, left: int) -> float:
         """A pause ends with a first request that takes its time; until then the ring, or what is left to stream, fills."""
         return max(0.0, pause + timing.latency_us - min(cover, left * traffic.mesh.ctas * us_per_byte)) if ring else pause
 
-    (first, rest), *between, (last, _) = pauses_us(part, traffic) if traffic.streams else _unstreamed(part, traffic)
-    warm = starts_warm(part, config)
-    launch = timing.launch_pdl_us if config.pdl else timing.launch_us
-    start = launch + uncovered(first, rest) if warm or not ring else timing.launch_us + max(timing.latency_us, uncovered(first, rest))
+    (first, _), *between, (last, _) = pauses_us(part, traffic) if traffic.streams else _unstreamed(part, traffic)
+    start = start_us(part, config, first, bool(ring))
     if traffic.mesh.ranks > 1 and Pause("multicast", "inputs") in traffic.events:
         start += timing.multicast_us or 0.0  # measured over whole launches, so nothing covers it
     waves = waves_of(config.clusters, resident)
     costs = sum(uncovered(pause, left) for pause, left in between if pause)
+    costs += timing.split_us if config.splits > 1 else 0.0
     exchanges = costs + (waves - 1) * (timing.latency_us + first)  # a wave of clusters starts with empty rings
-    tail = last + timing.block_phase_us + (timing.skew_us if ring and traffic.mesh.ctas > 1 else 0.0)
+    tail = last + timing.block_phase_us + (timing.tail_skew_us if ring and traffic.mesh.ctas > 1 else 0.0)
     return Estimate(
         start + stream + exchanges + tail, start, stream, exchanges, tail, memory, l2, sm, cover, waves,
-        ctas_on_busiest_sm(part, config), warm, traffic,
+        ctas_on_busiest_sm(part, config), traffic,
     )  # fmt: skip
 
 

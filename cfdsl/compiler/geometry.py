@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cfdsl.compiler.affine import Affine
 
+COPY_BYTES = 16  # bulk copies and st.async pushes of 4 words move multiples of this, from and to multiples of it
 WARP_SPLITS = (16, 8, 4, 2, 1)  # warps that may share a row
 MAX_PIECES = 16  # of a row that is longer than a stage
 OTHER_REGISTERS = 26  # of a product's loop, for addresses and sums: with 24 left, 11008 bf16 columns spill (ptxas of CUDA 13, sm_90a)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cfdsl.compiler.builder import BufferSpec, Builder
 from cfdsl.compiler.config import Config
+from cfdsl.compiler.limits import limits
 from cfdsl.compiler.lowering import lower_node
 from cfdsl.compiler.lowering.ahead import fetch_ahead
 from cfdsl.compiler.lowering.attention import early_scalars
@@ -16,7 +17,7 @@ from cfdsl.compiler.signature import signature
 from cfdsl.dsl.graph import ITEMSIZE, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Shard
-from cfdsl.errors import DuplicateName
+from cfdsl.errors import CfdslError, DuplicateName, raise_all
 
 SYNC_WORKSPACE = Arg("ws_sync", (8,), "i32", "workspace", mutated=True)  # grid barrier word, status flags
 BARRIER_BYTES = 8
@@ -29,10 +30,7 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
     b = Builder(placed, config)
     _shares(b)
     early_scalars(b)
-    for node in placed.graph.nodes:
-        lower_node(b, node)
-        for name in (name for name, output in placed.graph.outputs if output is node):
-            store(b, node, name)  # at once: a store ahead of an exchange need not wait for it
+    _lower_nodes(b)
     if b.flags:
         b.step("flags", "tell the host of what was out of range", flags=tuple(b.flags))
     if config.multicast:
@@ -46,6 +44,29 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
         exchanges=tuple(b.exchanges), smem_bytes=total, needs_residency=any(step.op == "grid_barrier" for step in b.steps),
         shares=tuple(b.shares.values()),
     )  # fmt: skip
+
+
+def _lower_nodes(b: Builder) -> None:
+    """Lower every node. Those that do not depend on a refused one are looked at too: all independent refusals are raised at once."""
+    graph, limited = b.placed.graph, limits(b.placed.graph)
+    refused = [limit.error for limit in limited]
+    lost = {node for limit in limited for node in limit.nodes}
+    for node in graph.nodes:
+        if node in lost or not lost.isdisjoint(node.args):
+            lost.add(node)
+            continue
+        try:
+            lower_node(b, node)
+            for name in (name for name, output in graph.outputs if output is node):
+                store(b, node, name)  # at once: a store ahead of an exchange need not wait for it
+        except CfdslError as error:
+            refused.append(error)
+            lost.add(node)
+        except Exception:
+            if not refused:  # else it stumbled over what a refused node left undone
+                raise
+            lost.add(node)
+    raise_all(refused)
 
 
 def _ring(b: Builder) -> Ring:

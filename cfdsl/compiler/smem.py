@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.geometry import token_groups
@@ -20,28 +21,42 @@ SmemOf = Callable[[Config], int]  # bytes besides the ring's stages (its barrier
 BARRIER_BYTES = 16  # two mbarriers: of a stage (full, empty); an exchange has one, and the alignment another
 
 
+class Piece(NamedTuple):
+    """What takes shared memory, for how many bytes; `node`: of the spec, where it is one's."""
+
+    name: str
+    bytes: int
+    node: Node | None = None
+
+
 def fixed_smem(placed: PlacedGraph, config: Config, sizes: Mapping[str, int] | None = None) -> int:
-    """Bytes besides the ring's stages: terms of sums, exchanged values, barriers.
+    """Bytes besides the ring's stages: terms of sums, exchanged values, barriers."""
+    return -(-sum(piece.bytes for piece in smem_pieces(placed, config, sizes or {})) // 128) * 128
+
+
+def smem_pieces(placed: PlacedGraph, config: Config, sizes: Mapping[str, int]) -> list[Piece]:
+    """What those bytes are made of, before they are rounded up.
 
     The warps' terms of a product or of attention are dead after the next exchange, so the largest phase counts. Exchanged values are
     taken to live to the end, which is an upper estimate.
     """
-    sizes = sizes or {}
-    terms, phase, kept = 0, 0, 0
+    phases: list[list[Piece]] = [[]]
+    kept: list[Piece] = []
     for node in placed.graph.nodes:
         if node.op == "linear":
-            phase += 4 * config.warps * _local(placed, node, sizes)
+            phases[-1].append(Piece(f"terms of {node.op}", 4 * config.warps * _local(placed, node, sizes), node))
         elif node.op == "attend":
-            phase += _attend_terms(node, config)
-            kept += 4 * _local(placed, node, sizes)
+            phases[-1].append(Piece(f"terms of {node.op}", _attend_terms(node, config), node))
+            kept.append(Piece(node.op, 4 * _local(placed, node, sizes), node))
         elif node.is_collective:
-            terms, phase = max(terms, phase), 0
+            phases.append([])
             if node.op.startswith("cluster"):
-                kept += sum(_box(placed, node, arg, sizes) for arg in node.args)
+                kept.append(Piece(node.op, sum(_box(placed, node, arg, sizes) for arg in node.args), node))
     barriers = BARRIER_BYTES * (config.stages + sum(node.is_collective for node in placed.graph.nodes))
-    scratch = 4 * config.warps
-    kept += sum(shared_inputs(placed).values()) if config.multicast else 0  # where they land
-    return -(-(max(terms, phase) + kept + barriers + scratch) // 128) * 128
+    kept.append(Piece("barriers and scratch", barriers + 4 * config.warps))
+    if config.multicast:
+        kept.append(Piece("inputs by multicast", sum(shared_inputs(placed).values())))  # where they land
+    return [*max(phases, key=lambda phase: sum(piece.bytes for piece in phase)), *kept]
 
 
 def _local(placed: PlacedGraph, node: Node, sizes: Mapping[str, int]) -> int:

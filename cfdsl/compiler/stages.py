@@ -12,6 +12,7 @@ from cfdsl.compiler.check import check
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import Choice, choose
 from cfdsl.compiler.emit import emit, with_marks
+from cfdsl.compiler.limits import limits
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import KernelPlan
 from cfdsl.compiler.plan_text import plan_text
@@ -22,6 +23,7 @@ from cfdsl.dsl.place import PlacedGraph, place
 from cfdsl.dsl.placement import Mesh
 from cfdsl.dsl.text import to_text
 from cfdsl.dsl.verify import verify
+from cfdsl.errors import CfdslError, Errors, NoLegalConfig, raise_all
 from cfdsl.models import ModelConfig
 
 BARRIERS_PER_STAGE = 16  # bytes: one full and one empty barrier
@@ -62,7 +64,12 @@ def trace(at: Lowered) -> None:
 
 def configure(at: Lowered) -> None:
     """Choose the mesh and the schedule by cost, within what the user has fixed."""
-    at.choice = choose(at.graph, at.part, dict(at.overrides), dict(at.sizes) if at.sizes else None)
+    try:
+        at.choice = choose(at.graph, at.part, dict(at.overrides), dict(at.sizes) if at.sizes else None)
+    except CfdslError as error:
+        singles = error.errors if isinstance(error, Errors) else (error,)
+        beyond = [limit.error for limit in limits(at.graph)]  # what fits no kernel is no config's fault
+        raise_all([*beyond, *(single for single in singles if not beyond or not isinstance(single, NoLegalConfig))])
 
 
 def place_on_mesh(at: Lowered) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from cfdsl.dsl.graph import Graph
+from cfdsl.dsl.graph import Graph, Src
+from cfdsl.dsl.source import source_at
 from cfdsl.dsl.trace import trace, tracing
-from cfdsl.errors import ArgumentError, TraceError, UnknownOption, raise_all
+from cfdsl.errors import ArgumentError, CfdslError, TraceError, UnknownOption, attempt, raise_all
 from cfdsl.models import ModelConfig, resolve
 
 DTYPES = {"bf16": "bf16", "bfloat16": "bf16", "f16": "f16", "fp16": "f16", "float16": "f16"}
 Spec = Callable[..., Any]
+MOST_DECORATORS = 20  # lines of them
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Fusion:
     """
 
     def __init__(self, fn: Spec) -> None:
+        _expect_spec(fn)
         self.fn = fn
         self.name: str = fn.__name__
         self.file: str = inspect.getsourcefile(fn) or fn.__code__.co_filename
@@ -67,21 +70,30 @@ class Fusion:
 
         options: the fusion's own dataflow options. Raises the one mistake of the spec, or `Errors` with all of them.
         """
-        model = resolve(model)
-        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-            raise ArgumentError(argument="batch", expected="a positive number of sequences", got=repr(batch))
-        if dtype not in DTYPES:
-            raise ArgumentError(argument="dtype", expected="'bf16' or 'f16'", got=repr(dtype))
-        self.check_options(options)
-        return trace(self.name, DTYPES[dtype], lambda: self.fn(model, batch, **options))
+        errors = self.request_errors(batch, dtype, options)
+        found = attempt(errors, resolve, model)
+        raise_all(errors)
+        return trace(self.name, DTYPES[dtype], lambda: self.fn(found, batch, **options), self.src)
 
-    def check_options(self, options: dict[str, Any]) -> None:
-        """Raise UnknownOption for each option that the fusion does not have, and each value that an option does not take."""
-        raise_all(
+    @property
+    def src(self) -> Src:
+        """The line of the function's `def`, which may stand below other decorators."""
+        first = self.fn.__code__.co_firstlineno
+        lines = (source_at(self.file, line) for line in range(first, first + MOST_DECORATORS))
+        return next((src for src in lines if src.code.startswith("def ")), source_at(self.file, first))
+
+    def request_errors(self, batch: int, dtype: str, options: Mapping[str, Any]) -> list[CfdslError]:
+        """What is wrong with a request before it is traced: each option that there is not, each value that an option does not take, ..."""
+        errors: list[CfdslError] = [
             UnknownOption(fusion=self.name, option=option, value=repr(value), known=self._known())
             for option, value in options.items()
             if option not in self.options or (self.choices.get(option) and value not in self.choices[option])
-        )
+        ]
+        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+            errors.append(ArgumentError(argument="batch", expected="a positive number of sequences", got=repr(batch)))
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            errors.append(ArgumentError(argument="dtype", expected="'bf16' or 'f16'", got=repr(dtype)))
+        return errors
 
     def _known(self) -> str:
         each = (f"{name} ({', '.join(map(repr, self.choices.get(name, (default,))))})" for name, default in self.options.items())
@@ -135,6 +147,19 @@ class Fusion:
 def fusion(fn: Spec) -> Fusion:
     """Decorator: make a spec `def name(m: ModelConfig, batch: int, *, option="default")` a Fusion."""
     return Fusion(fn)
+
+
+def _expect_spec(fn: Spec) -> None:
+    """A spec is a Python function that takes a model's config and a batch size, by position."""
+    expected, advice = "a function of (model, batch), and options by keyword", "write it as `def name(m, batch, *, option=...)`"
+    if not inspect.isfunction(fn):
+        raise ArgumentError(argument="fn", expected=expected, got=f"a {type(fn).__name__}", advice=advice)
+    try:
+        inspect.signature(fn).bind(None, 1)
+    except TypeError:
+        got = f"{fn.__name__}{inspect.signature(fn)}"
+        src = source_at(fn.__code__.co_filename, fn.__code__.co_firstlineno)
+        raise ArgumentError(argument="fn", expected=expected, got=got, advice=advice, src=src) from None
 
 
 def _choices(fn: Spec, options: dict[str, Any]) -> dict[str, tuple[Any, ...]]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from cfdsl.errors import ArgumentError
+
 Dim = int | str  # a str is a size known only when tensors arrive, e.g. "tokens", the capacity of a cache
 
 FLOATS = ("f32", "f16", "bf16")
@@ -99,6 +101,7 @@ class Graph:
     `over` is the number of work units that `clusters(over=)` spreads over the grid (None: the fusion has no such block).
     `effects` are nodes kept for what they do (a cache append), in program order.
     `order` is the order in which the user wrote the nodes; nodes that neither an output nor an effect needs may be in it.
+    `outputs_src` is the line that names the outputs.
     """
 
     name: str
@@ -107,6 +110,7 @@ class Graph:
     over: int | None = None
     dtype: str = "bf16"
     order: tuple[Node, ...] = field(default=(), compare=False, repr=False)
+    outputs_src: Src | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -134,3 +138,11 @@ class Graph:
 
     def users(self, node: Node) -> tuple[Node, ...]:
         return tuple(user for user in self.nodes if node in user.args)
+
+
+def expect_graph(given: object) -> Graph:
+    """The graph as it is. Raises ArgumentError for anything else, such as a fusion that was not traced."""
+    if not isinstance(given, Graph):
+        advice = "trace a fusion: fusion.trace(model) is its graph"
+        raise ArgumentError(argument="graph", expected="a graph", got=f"a {type(given).__name__}", advice=advice)
+    return given

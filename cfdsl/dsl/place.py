@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cfdsl.dsl.graph import Graph, Node
+from cfdsl.dsl.graph import Graph, Node, expect_graph
 from cfdsl.dsl.place_rules import PLACE_RULES, Site
 from cfdsl.dsl.placement import Mesh, Placement
 from cfdsl.errors import ArgumentError, CfdslError, ClustersDoNotDivide, ClusterSizeUnsupported, NothingToSplit, raise_all
 
 MAX_CLUSTER_SIZE = 16
+FREE = ("input", "weight", "kv_cache", "item")  # nothing is wrong with their placement
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,37 @@ class PlacedGraph:
 
 
 def place(graph: Graph, mesh: Mesh) -> PlacedGraph:
-    """Place every value of `graph` on `mesh`. Raises the one mistake, or `Errors` with all independent ones."""
-    errors: list[CfdslError] = list(_check_mesh(graph, mesh))
-    raise_all(errors)
+    """Place every value of `graph` on `mesh`. Raises the one mistake, or `Errors` with all independent ones: also of values that are not
+    needed, if no mesh cures them."""
+    raise_all(_check_mesh(expect_graph(graph), mesh))
+    placements, errors = _placements(graph, graph.nodes, mesh)
+    raise_all([*errors, *_unneeded_mistakes(graph)])
+    return PlacedGraph(graph, mesh, placements)
+
+
+def lasting_mistakes(graph: Graph) -> list[CfdslError]:
+    """The mistakes of placement that no mesh cures, of all values of a spec.
+
+    Looked for on a mesh on which everything divides: a cluster of one rank for each unit of work.
+    """
+    return _placements(graph, graph.order, Mesh(graph.over or 1, 1))[1]
+
+
+def _unneeded_mistakes(graph: Graph) -> list[CfdslError]:
+    """Those of values that neither an output nor an effect needs. They have no placement on a mesh, and so keep none from being used."""
+    if all(node.op in FREE for node in set(graph.order).difference(graph.nodes)):
+        return []
+    needed = {str(error) for error in _placements(graph, graph.nodes, Mesh(graph.over or 1, 1))[1]}
+    return [error for error in lasting_mistakes(graph) if str(error) not in needed]
+
+
+def _placements(
+    graph: Graph, nodes: tuple[Node, ...], mesh: Mesh
+) -> tuple[dict[Node, tuple[Placement, ...]], list[CfdslError]]:
+    """Where these values of a graph are, and every independent mistake among them and the outputs."""
     placements: dict[Node, tuple[Placement, ...]] = {}
-    for node in graph.nodes:
+    errors: list[CfdslError] = []
+    for node in nodes:
         if any(arg not in placements for arg in node.args):
             continue  # a consequence of a mistake that is already noted
         try:
@@ -45,8 +72,7 @@ def place(graph: Graph, mesh: Mesh) -> PlacedGraph:
                 _check_output(name, node, placements[node], graph, mesh)
             except CfdslError as error:
                 errors.append(error)
-    raise_all(errors)
-    return PlacedGraph(graph, mesh, placements)
+    return placements, errors
 
 
 def _place(node: Node, placements: Mapping[Node, tuple[Placement, ...]], graph: Graph, mesh: Mesh) -> tuple[Placement, ...]:
@@ -59,7 +85,12 @@ def _place(node: Node, placements: Mapping[Node, tuple[Placement, ...]], graph: 
     return PLACE_RULES[node.op](site)
 
 
-def _check_mesh(graph: Graph, mesh: Mesh) -> list[CfdslError]:
+def _check_mesh(graph: Graph, mesh: object) -> list[CfdslError]:
+    if not isinstance(mesh, Mesh):
+        return [ArgumentError(argument="mesh", expected="a Mesh(clusters, ranks)", got=repr(mesh))]
+    wrong = {name: n for name, n in vars(mesh).items() if not isinstance(n, int) or isinstance(n, bool)}
+    if wrong:
+        return [ArgumentError(argument=name, expected="a number", got=repr(value)) for name, value in wrong.items()]
     errors: list[CfdslError] = []
     if not 1 <= mesh.ranks <= MAX_CLUSTER_SIZE:
         errors.append(ClusterSizeUnsupported(size=mesh.ranks))
@@ -86,5 +117,5 @@ def _check_units(graph: Graph, mesh: Mesh) -> list[CfdslError]:
 
 def _check_output(name: str, node: Node, placements: tuple[Placement, ...], graph: Graph, mesh: Mesh) -> None:
     """An output is stored by whoever holds it: terms cannot be."""
-    stored = Node("output", (node,), {"name": name}, node.types, node.src)
+    stored = Node("output", (node,), {"name": name}, node.types, graph.outputs_src or node.src)
     Site(stored, placements, mesh, graph.over).no_partial()

@@ -24,11 +24,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from cfdsl.dsl.graph import COLLECTIVES, Dim, Graph, Node, Src, Type
+from cfdsl.dsl.graph import COLLECTIVES, Dim, Graph, Node, Src, Type, expect_graph
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.source import source_at
 from cfdsl.dsl.verify import LEAVES
-from cfdsl.errors import TextSyntax
+from cfdsl.errors import ArgumentError, TextSyntax
 
 MULTI = (*COLLECTIVES, "split")  # ops whose results are named by items
 ITEM = "item"
@@ -39,7 +39,7 @@ ITEM = "item"
 
 def to_text(graph: Graph | PlacedGraph, *, lines: bool = True) -> str:
     """The text of a graph, or of a placed graph with its placements. lines: with the user's lines as comments."""
-    placed, graph = (graph, graph.graph) if isinstance(graph, PlacedGraph) else (None, graph)
+    placed, graph = (graph, graph.graph) if isinstance(graph, PlacedGraph) else (None, expect_graph(graph))
     over = "" if graph.over is None else f", over={graph.over}"
     header = [f'fusion {graph.name}(dtype="{graph.dtype}"{over})']
     if placed is not None:
@@ -211,6 +211,8 @@ def parse(text: str) -> Graph:
 
     Raises TextSyntax for a line that cannot be read. The ops' rules are not checked: see `verify`.
     """
+    if not isinstance(text, str):
+        raise ArgumentError(argument="text", expected="the text of a graph", got=f"a {type(text).__name__}")
     parser = _Parser()
     for number, line in enumerate(text.splitlines(), 1):
         parser.read(number, line)

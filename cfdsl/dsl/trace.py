@@ -1,7 +1,7 @@
 """Tracing: running a spec once with `Value`s in place of tensors, and recording a node per op.
 
 A mistake does not end the trace: it is recorded, its result is poison, and the trace goes on, so that all independent mistakes are
-reported at once.
+reported at once. What traced without one is placed then, so that mistakes of placement are among them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from cfdsl.dsl.graph import Graph, Node, Type
+from cfdsl.dsl.graph import Graph, Node, Src, Type
+from cfdsl.dsl.place import lasting_mistakes
 from cfdsl.dsl.source import user_line
 from cfdsl.dsl.type_rules import TYPE_RULES, Call
-from cfdsl.dsl.values import Axis, Outputs, Poisoned, Value
+from cfdsl.dsl.values import Axis, Poisoned, Value
 from cfdsl.errors import ArgumentError, CfdslError, DuplicateName, TraceError, raise_all
 
 _current: ContextVar[Tracer | None] = ContextVar("cfdsl_tracer", default=None)
@@ -30,6 +31,7 @@ class Tracer:
         self.order: list[Node] = []
         self.effects: list[Node] = []
         self.outputs: list[tuple[str, Node]] | None = None
+        self.outputs_src: Src | None = None
         self.over: int | None = None
         self.axis: Axis | None = None
         self.names: dict[str, Node] = {}
@@ -93,13 +95,18 @@ class Tracer:
         items = (Call("item", (node,), {"index": index}, node.src) for index in range(results))
         return tuple(Value(self, self._intern(item, TYPE_RULES["item"](item))) for item in items)
 
+    def refuse(self, error: CfdslError) -> Value:
+        """Note a mistake, and go on with poison."""
+        self.errors.append(error)
+        return Value(self, None)
+
     def graph(self) -> Graph:
-        """The finished graph; raises all mistakes of the trace."""
-        if self.outputs is None and not self.errors:
-            problem = f"the fusion {self.name} has no outputs"
-            self.errors.append(TraceError(problem=problem, advice="end the spec with `return cf.outputs(name=value, ...)`"))
-        raise_all(self.errors)
-        return Graph(self.name, tuple(self.outputs or ()), tuple(self.effects), self.over, self.dtype, tuple(self.order))
+        """The finished graph; raises all mistakes of the trace, and with them those of placing what traced without one."""
+        outputs, effects, order = tuple(self.outputs or ()), tuple(self.effects), tuple(self.order)
+        graph = Graph(self.name, outputs, effects, self.over, self.dtype, order, self.outputs_src)
+        if self.errors:
+            raise_all([*self.errors, *lasting_mistakes(graph)])
+        return graph
 
 
 def current(op: str) -> Tracer:
@@ -125,12 +132,14 @@ def _under_way(tracer: Tracer) -> Iterator[None]:
         _current.reset(token)
 
 
-def trace(name: str, dtype: str, spec: Callable[[], Outputs | None]) -> Graph:
-    """Run `spec` once and return its graph. Raises the one mistake, or `Errors` with all of them."""
+def trace(name: str, dtype: str, spec: Callable[[], object], src: Src | None = None) -> Graph:
+    """Run `spec` once and return its graph. Raises the one mistake, or `Errors` with all of them. src: the line where the spec begins."""
     tracer = Tracer(name, dtype)
     with _under_way(tracer):
         try:
-            spec()
+            returned = spec()
+            if tracer.outputs is None and not (isinstance(returned, Value) and returned.poisoned):
+                tracer.errors.append(_no_outputs(name, returned, src))
         except CfdslError as error:
             tracer.errors.append(error)
         except Exception:
@@ -140,30 +149,46 @@ def trace(name: str, dtype: str, spec: Callable[[], Outputs | None]) -> Graph:
     return tracer.graph()
 
 
+def _no_outputs(name: str, returned: object, src: Src | None) -> CfdslError:
+    """At the line of the value that was returned in their place, if it was one."""
+    problem, advice = f"the fusion {name} has no outputs", "end the spec with `return cf.outputs(name=value, ...)`"
+    if isinstance(returned, Value):
+        problem, src = f"the fusion {name} returns a value, and not its outputs", returned.node.src
+    return TraceError(problem=problem, advice=advice, src=src)
+
+
 class clusters:
     """`with clusters(over=n) as axis:` spreads n units of work (heads, rows) over the clusters of the launch.
 
     `x[axis]` gives every cluster its slice of x. A launch may have fewer clusters than units (a cluster then loops), or a multiple.
     """
 
-    def __init__(self, *, over: int) -> None:
+    def __init__(self, *unnamed: object, over: int = 0, **unknown: object) -> None:
         self._tracer, self._over = current("clusters"), over
+        if unnamed or unknown:
+            given = [*map(repr, unnamed), *(f"{name}={value!r}" for name, value in unknown.items())]
+            problem = f"clusters takes the number of work units as over=, and was given {', '.join(given)}"
+            raise TraceError(problem=problem, advice="write `with cf.clusters(over=m.kv_heads) as axis:`", src=user_line())
 
     def __enter__(self) -> Axis:
         tracer, over = self._tracer, self._over
         if not isinstance(over, int) or isinstance(over, bool) or over < 1:
             raise ArgumentError(argument="over", expected="a positive number of work units", got=repr(over), src=user_line())
+        self._outer = tracer.axis
         if tracer.axis is not None:
             advice = "a launch has one grid of clusters: use one block"
-            raise TraceError(problem="clusters blocks are nested", advice=advice, src=user_line())
+            tracer.refuse(TraceError(problem="clusters blocks are nested", advice=advice, src=user_line()))
+            return tracer.axis
         if tracer.over not in (None, over):
             problem = f"two clusters blocks spread {tracer.over} and {over} work units"
-            raise TraceError(problem=problem, advice="a launch has one grid of clusters: give both blocks the same number", src=user_line())
-        tracer.over, tracer.axis = over, Axis(over)
+            advice = "a launch has one grid of clusters: give both blocks the same number"
+            tracer.refuse(TraceError(problem=problem, advice=advice, src=user_line()))
+        tracer.over = tracer.over or over
+        tracer.axis = Axis(tracer.over)
         return tracer.axis
 
     def __exit__(self, *_: object) -> None:
-        self._tracer.axis = None
+        self._tracer.axis = self._outer
 
 
 def describe(value: object) -> str:

@@ -6,11 +6,13 @@ trace goes on to the next independent mistake.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from cfdsl.dsl.graph import Dim, Node
+from cfdsl.dsl.source import user_line
+from cfdsl.dsl.word import word
 from cfdsl.errors import TraceError
 
 if TYPE_CHECKING:
@@ -90,12 +92,14 @@ class Value:
 
         return ops.slice_grid(self, key)
 
+    @word
     def split_heads(self, heads: int) -> Value:
         """See `cfdsl.split_heads`."""
         from cfdsl.dsl import ops
 
         return ops.split_heads(self, heads)
 
+    @word
     def append(self, k: Value, v: Value, *, at: Value) -> Value:
         """Write the keys and values of one new token per sequence into this cache, at index `at`.
 
@@ -117,9 +121,32 @@ class Value:
         self._refuse("asked for its len()", "use its .shape")
 
     def _refuse(self, what: str, advice: str) -> NoReturn:
-        from cfdsl.dsl.source import user_line
-
+        if self.poisoned:
+            raise Poisoned
         raise TraceError(problem=f"a traced value cannot be {what}: its contents are not known", advice=advice, src=user_line())
 
     def __repr__(self) -> str:
         return "<poison>" if self._node is None else repr(self._node)
+
+
+def _no_operator(sign: str, advice: str) -> Callable[..., Value]:
+    """Of an operator that the language has not: note it, and go on with poison."""
+
+    def operator(value: Value, *other: object) -> Value:
+        problem = f"a traced value has no operator {sign}"
+        return value.tracer.refuse(TraceError(problem=problem, advice=advice, src=user_line()))
+
+    return operator
+
+
+def _no_comparison(value: Value, other: object) -> NoReturn:
+    value._refuse("compared", "branch on the model's config or on an option of the fusion instead")
+
+
+for _sign, _names in {"-": ("sub", "rsub", "neg"), "/": ("truediv", "rtruediv"), "**": ("pow", "rpow")}.items():
+    for _name in _names:
+        setattr(Value, f"__{_name}__", _no_operator(_sign, "write it with + and *, of values: the language has no other arithmetic"))
+for _name in ("matmul", "rmatmul"):
+    setattr(Value, f"__{_name}__", _no_operator("@", "write linear(x, w), which is x @ w.T"))
+for _name in ("lt", "le", "gt", "ge"):
+    setattr(Value, f"__{_name}__", _no_comparison)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cfdsl.dsl.graph import Graph, Node
+from cfdsl.dsl.graph import Graph, Node, expect_graph
 from cfdsl.dsl.type_rules import TYPE_RULES, Call, cache_leaf
 from cfdsl.errors import CfdslError, InvalidGraph, raise_all
 
@@ -11,6 +11,7 @@ LEAVES = ("input", "weight", "kv_cache")
 
 def verify(graph: Graph) -> Graph:
     """Check every node of `graph` with the rule of its op and return the graph. Raises all mistakes at once."""
+    expect_graph(graph)
     errors: list[CfdslError] = []
     names: dict[str, Node] = {}
     for node in graph.nodes:

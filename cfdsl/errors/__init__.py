@@ -6,7 +6,7 @@ Every class is a keyword-only record: its fields fill the two fixed sentences `_
 
 from __future__ import annotations
 
-from cfdsl.errors.base import CfdslError, Errors, SourceLine, raise_all
+from cfdsl.errors.base import CfdslError, Errors, SourceLine, attempt, raise_all
 from cfdsl.errors.compiler import AlgorithmUnsupported, CompileFailed, ConfigError, NoLegalConfig, NotLowered, PlanError
 from cfdsl.errors.hf import DecodeRefused, NotPatched, PackageMissing, PatchedCopy, PatchRefused, PeerUnsupported, WeightsUnusable
 from cfdsl.errors.placement import ClustersDoNotDivide, NeedsReduce, NothingToSplit, PlacementMismatch, ShardDoesNotDivide, WrongCollective
@@ -27,10 +27,10 @@ from cfdsl.errors.sizes import (
     ClusterSizeUnsupported,
     GroupUnsupported,
     HeadDimUnsupported,
-    HiddenUnsupported,
     ModelUnsupported,
     NoTarget,
     NotResident,
+    RowUnsupported,
     SharedMemoryExceeded,
     UnknownModel,
     UnknownPart,
@@ -66,7 +66,6 @@ __all__ = [
     "Errors",
     "GroupUnsupported",
     "HeadDimUnsupported",
-    "HiddenUnsupported",
     "InvalidGraph",
     "LengthOutOfRange",
     "MarksMissing",
@@ -86,6 +85,7 @@ __all__ = [
     "PlacementMismatch",
     "PlanError",
     "RecordingFull",
+    "RowUnsupported",
     "SequenceSuperseded",
     "ShapeMismatch",
     "ShardDoesNotDivide",
@@ -100,5 +100,6 @@ __all__ = [
     "WeightsMismatch",
     "WeightsUnusable",
     "WrongCollective",
+    "attempt",
     "raise_all",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, Protocol
@@ -79,7 +79,16 @@ def raise_all(errors: Iterable[CfdslError]) -> None:
         raise Errors(errors=tuple(flat.values()))
 
 
-def listed(values: Sequence[object]) -> str:
+def attempt(errors: list[CfdslError], call: Callable[..., Any], *args: Any) -> Any:
+    """What `call(*args)` gives; or None, and its mistake is put to `errors`, which are raised before anybody looks at the None."""
+    try:
+        return call(*args)
+    except CfdslError as error:
+        errors.append(error)
+        return None
+
+
+def listed(values: Sequence[object], word: str = "or") -> str:
     """Values as a choice, in words: "1, 2 or 4"."""
     *head, last = map(str, values)
-    return f"{', '.join(head)} or {last}" if head else last
+    return f"{', '.join(head)} {word} {last}" if head else last

@@ -55,7 +55,10 @@ class NoLegalConfig(CfdslError):
         text = f"{self.fusion} has no config that runs on {self.part}{self.given}:"
         return text + "".join(f"\n  - {reason}" for reason in self.reasons)
 
-    _remedy = "give fewer fields of the config, or another part; `explain` shows every config with its reasons."
+    @property
+    def remedy(self) -> str:
+        change = "give fewer fields of the config" if self.given else "change what the reasons name"
+        return f"{change}, or take another part; `explain` shows every config with its reasons."
 
 
 @dataclass(eq=False, kw_only=True)
@@ -70,12 +73,16 @@ class CompileFailed(CfdslError):
 
 @dataclass(eq=False, kw_only=True)
 class AlgorithmUnsupported(CfdslError):
-    """No algorithm, or not the one that was asked for, can do a collective. `reasons` says why, of each that was looked at."""
+    """No algorithm, or not the one that was asked for, can do a collective. `reasons` says why, of each that was looked at.
+
+    grows   the result grows with the cluster, as that of a gather does
+    """
 
     request: str
     algorithm: str | None
     reasons: Sequence[tuple[str, str]]
     possible: Sequence[str] = ()
+    grows: bool = False
 
     @property
     def message(self) -> str:
@@ -86,4 +93,5 @@ class AlgorithmUnsupported(CfdslError):
     def remedy(self) -> str:
         if self.possible:
             return f"use {listed([repr(name) for name in self.possible])}, or leave the algorithm to the cost model."
-        return "use a smaller payload or a larger cluster, or write it with several calls."
+        cluster = " or a smaller cluster, whose payloads together are the result" if self.grows else ""
+        return f"use a smaller payload{cluster}; or do it in several calls, each with a part of the payload."

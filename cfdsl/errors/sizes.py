@@ -45,13 +45,18 @@ class GroupUnsupported(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
-class HiddenUnsupported(CfdslError):
-    """The hidden size does not fit the loads."""
+class RowUnsupported(CfdslError):
+    """Rows of these weights do not fit the loads: bulk copies move 16 bytes at a time."""
 
-    hidden: int
-    multiple: int = 64
-    _says = "hidden size {hidden} is not supported."
-    _remedy = "use a model whose hidden size is a multiple of {multiple}."
+    weights: Sequence[str]
+    columns: int
+    multiple: int
+
+    @property
+    def message(self) -> str:
+        return f"rows of {self.columns} elements, as those of {listed(self.weights, 'and')}, are not supported."
+
+    _remedy = "use a model whose hidden size, intermediate size and heads x head_dim are multiples of {multiple}."
 
 
 @dataclass(eq=False, kw_only=True)
@@ -128,7 +133,7 @@ class SharedMemoryExceeded(CfdslError):
     needed: int
     limit: int
     breakdown: Sequence[tuple[str, int]] = ()
-    _remedy = "use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM."
+    _remedy = "make the largest of them smaller, or use fewer or smaller ring stages, a larger cluster, or fewer CTAs per SM."
 
     @property
     def message(self) -> str:

@@ -12,15 +12,26 @@ from typing import Any
 import torch
 
 from cfdsl.compiler.plan import Arg
-from cfdsl.errors import ArgumentError, CfdslError, raise_all
+from cfdsl.errors import ArgumentError, raise_all
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "i32": torch.int32, "i64": torch.int64}
 
 
-def in_order(specs: Sequence[Arg], args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Positional and named arguments as one tuple in calling order. Raises for missing, unexpected and doubly given names."""
+def in_order(specs: Sequence[Arg], args: Sequence[Any], kwargs: Mapping[str, Any], device_type: str = "cuda") -> tuple[Any, ...]:
+    """Positional and named arguments as one tuple in calling order.
+
+    Raises for missing, unexpected and doubly given names, and then for every argument that is there and wrong too.
+    """
+    given = {spec.name: value for spec, value in zip(specs, args)} | dict(kwargs)
+    if len(args) + len(kwargs) != len(specs) or given.keys() != {spec.name for spec in specs}:
+        raise_all(call_errors(specs, args, kwargs, device_type))
+    return tuple(given[spec.name] for spec in specs)
+
+
+def call_errors(specs: Sequence[Arg], args: Sequence[Any], kwargs: Mapping[str, Any], device_type: str = "cuda") -> list[ArgumentError]:
+    """Every mistake of a call: names first, then each argument in calling order, missing or wrong."""
     names = [spec.name for spec in specs]
-    errors: list[CfdslError] = []
+    errors = []
     if len(args) > len(names):
         count = f"{len(names)} arguments ({', '.join(names)})"
         errors.append(ArgumentError(argument="*args", expected=count, got=f"{len(args)} of them"))
@@ -29,11 +40,7 @@ def in_order(specs: Sequence[Arg], args: Sequence[Any], kwargs: Mapping[str, Any
             errors.append(ArgumentError(argument=name, expected=f"one of {', '.join(names)}", got="an unknown name"))
         elif name in names[: len(args)]:
             errors.append(ArgumentError(argument=name, expected="given once", got="a value by position and one by name"))
-    for spec in specs[len(args) :]:
-        if spec.name not in kwargs:
-            errors.append(ArgumentError(argument=spec.name, expected=describe(spec), got="nothing"))
-    raise_all(errors)
-    return (*args, *(kwargs[name] for name in names[len(args) :]))
+    return errors + _value_errors(specs, {**kwargs, **dict(zip(names, args))}, device_type)
 
 
 def describe(spec: Arg) -> str:
@@ -62,23 +69,20 @@ def unchecked_strides(specs: Sequence[Arg]) -> tuple[int, ...]:
 
 
 def check_arguments(specs: Sequence[Arg], args: Sequence[Any], device_type: str = "cuda") -> None:
-    """Raise one error that lists every argument which the kernel cannot take; return if there is none."""
-    raise_all(argument_errors(specs, args, device_type))
-
-
-def argument_errors(specs: Sequence[Arg], args: Sequence[Any], device_type: str = "cuda") -> list[ArgumentError]:
-    """Every mistake of every argument; raises for a wrong number of them.
+    """Raise one error that lists every argument which the kernel cannot take; return if there is none.
 
     `args` are in calling order, without workspaces. `device_type` "meta" leaves devices, strides and storage out: shapes only.
     """
+    raise_all(call_errors(specs, args, {}, device_type))
+
+
+def _value_errors(specs: Sequence[Arg], values: Mapping[str, Any], device_type: str) -> list[ArgumentError]:
     errors: list[ArgumentError] = []
-    if len(args) != len(specs):
-        in_order(specs, args, {})
     sizes: dict[str, tuple[int, str]] = {}
     devices: dict[str, torch.device] = {}
-    for spec, value in zip(specs, args):
-        for expected, got in _faults(spec, value, sizes, devices, device_type):
-            errors.append(ArgumentError(argument=spec.name, expected=expected, got=got))
+    for spec in specs:
+        faults = _faults(spec, values[spec.name], sizes, devices, device_type) if spec.name in values else [(describe(spec), "nothing")]
+        errors += [ArgumentError(argument=spec.name, expected=expected, got=got) for expected, got in faults]
     return errors
 
 

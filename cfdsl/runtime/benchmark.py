@@ -75,6 +75,10 @@ class Bench:
         args = [tensors[arg.name] for arg in self.kernel.args]
         return lambda: self.kernel(*args)
 
+    def bound(self) -> measure.Call:
+        """A launch on the first set, described once."""
+        return self.kernel.bind(*(self.sets[0][arg.name] for arg in self.kernel.args))
+
     def want(self) -> Tensors:
         """The float64 reference of the first set."""
         found: Tensors = self.fusion.reference(self.model, self.sets[0], "f64", **self.options)
@@ -129,11 +133,13 @@ def benchmark(
         rows.append(row)
         log(f"{kv_len:,} tokens: {row['us']:.1f} us, error {row['relative_error']:.1e}")
     host = measure.host_us(bench.calls()[0])
+    bound = measure.host_us(bench.bound())
     left_out = measure_peers(bench, rows, wants, budget_s, log) if peers else ["all, as asked"]
     return {
         "environment": measure.environment(),
         "ceiling": {"gbps": ceiling.gbps, "how": ceiling.how, "tried": dict(ceiling.tried)},
         "host_us": host,
+        "bound_us": bound,
         "sets": len(bench.sets),
         "cold": bench.cold,
         "capacity": bench.capacity,

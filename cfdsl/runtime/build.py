@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from cfdsl.compiler.candidates import override_errors
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.parts import Part, part_named
+from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import KernelPlan
 from cfdsl.dsl.fusion import Fusion, expect_fusion
-from cfdsl.errors import ColdCompileInCapture, UnknownOption, raise_all
+from cfdsl.errors import CfdslError, ColdCompileInCapture, UnknownOption, attempt, raise_all
 from cfdsl.models import ModelConfig, resolve
 from cfdsl.runtime import artifacts, device, toolchain
 from cfdsl.runtime.cache import Entry, KernelCache
@@ -52,23 +53,69 @@ def compile(
 
     `part`: what to compile for, by name or as a Part; default: the GPU at hand (NoTarget if there is none). `settings`: options of the
     fusion (its dataflows) and fields of Config that the cost model shall not choose. `sizes`: what the cost model shall assume for
-    named sizes, such as {"tokens": 16384}. Equal requests give the same Kernel object.
+    named sizes, such as {"tokens": 16384}. Equal requests give the same Kernel object. Raises one error with every mistake of the request.
     """
-    expect_fusion(fusion)
-    target = device.part_at_hand() if part is None else part_named(part) if isinstance(part, str) else part
-    options = {name: value for name, value in settings.items() if name in fusion.options}
-    overrides = {name: value for name, value in settings.items() if name not in options}
-    known = f"{', '.join(fusion.options) or 'none'}; fields of the config are: {', '.join(_FIELDS)}"
-    unknown = {name: value for name, value in overrides.items() if name not in _FIELDS}
-    raise_all([UnknownOption(fusion=fusion.name, option=name, value=repr(value), known=known) for name, value in unknown.items()])
+    found, target, options, overrides = _asked(fusion, model, batch, dtype, part, settings)
     toolchain.default_arch(target.arch)  # before what follows: lowering imports the primitives, and with them CuTe DSL
     from cfdsl.compiler.stages import lower
 
-    lowered = lower(fusion, resolve(model), batch, dtype, target, overrides, options, sizes)
+    lowered = lower(fusion, found, batch, dtype, target, overrides, options, sizes)
     kernel: Kernel = from_lowered(lowered)
     if part is None:
         kernel.prepare()
     return kernel
+
+
+def best_options(
+    fusion: Fusion, model: ModelConfig | str, batch: int = 1, dtype: str = "bf16", *, among: Sequence[Mapping[str, Any]],
+    part: Part | str | None = None, sizes: Mapping[str, int] | None = None, **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Of several dataflows of a fusion, each given by its options, the one whose best config has the least estimated time; of
+    those that the model cannot tell apart, the first.
+
+    The other arguments are those of `compile`, which takes the result as keywords. A dataflow that no config fits is left out; if that is
+    all of them, the first one's error is raised. Nothing is compiled.
+    """
+    from cfdsl.compiler.cost import choose, near
+
+    config, target, fixed, overrides = _asked(fusion, model, batch, dtype, part, settings)
+    found: list[tuple[float, dict[str, Any]]] = []
+    errors: list[CfdslError] = []
+    for options in among:
+        try:
+            graph = fusion.trace(config, batch, dtype, **{**fixed, **options})
+            chosen = choose(graph, target, overrides, dict(sizes) if sizes else None).chosen
+        except CfdslError as error:
+            errors.append(error)
+            continue
+        assert chosen.time_us is not None
+        found.append((chosen.time_us, dict(options)))
+    if not found:
+        raise errors[0]
+    best = min(us for us, _ in found)
+    return next(options for us, options in found if near(us, best))
+
+
+def _asked(
+    fusion: Fusion, model: ModelConfig | str, batch: int, dtype: str, part: Part | str | None, settings: Mapping[str, Any]
+) -> tuple[ModelConfig, Part, dict[str, Any], dict[str, Any]]:
+    """A request, looked up: model, part, options of the fusion, fields of the config. Raises one error with everything that is wrong."""
+    expect_fusion(fusion)
+    options = {name: value for name, value in settings.items() if name in fusion.options}
+    overrides = {name: value for name, value in settings.items() if name in _FIELDS and name not in options}
+    errors = [*unknown_settings(fusion, settings, "config", _FIELDS), *fusion.request_errors(batch, dtype, options)]
+    errors += override_errors(overrides)
+    found = attempt(errors, resolve, model)
+    target = attempt(errors, device.target, part)
+    raise_all(errors)
+    return found, target, options, overrides
+
+
+def unknown_settings(fusion: Fusion, settings: Mapping[str, Any], what: str, fields: Sequence[str]) -> list[CfdslError]:
+    """UnknownOption for each setting that is neither an option of the fusion nor one of the `fields` of the config or the mesh (`what`)."""
+    known = f"{', '.join(fusion.options) or 'none'}; fields of the {what} are: {', '.join(fields)}"
+    unknown = {name: value for name, value in settings.items() if name not in (*fusion.options, *fields)}
+    return [UnknownOption(fusion=fusion.name, option=name, value=repr(value), known=known) for name, value in unknown.items()]
 
 
 def from_lowered(lowered: Lowered, kind: type[K] = Kernel) -> K:  # type: ignore[assignment]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from cfdsl.compiler.config import CLUSTER_SIZES
-from cfdsl.compiler.parts import PARTS, Part, Residency
-from cfdsl.errors import NoTarget
+from cfdsl.compiler.parts import PARTS, Part, Residency, part_named
+from cfdsl.errors import ArgumentError, NoTarget
 
 # The driver compiles this for the device that it is asked about. It stands for any kernel: only its shared memory matters here.
 _PROBE = b".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry probe() { ret; }\n\0"
@@ -25,6 +25,19 @@ def part_at_hand() -> Part:
         raise NoTarget(needs=f"a GPU to compile for, or the name of a part ({', '.join(PARTS)})")
     index = torch.cuda.current_device()
     return Part.from_device(*_identity(index), resident=residency(index))
+
+
+def target(part: object) -> Part:
+    """What to compile for: a Part, one by its name, or (None) the GPU at hand.
+
+    Raises ArgumentError for anything else, UnknownPart for a name or a device in no table, NoTarget where there is no device.
+    """
+    if part is None:
+        return part_at_hand()
+    if not isinstance(part, Part | str):
+        expected = f"a Part, the name of one ({', '.join(PARTS)}), or None for the GPU at hand"
+        raise ArgumentError(argument="part", expected=expected, got=repr(part))
+    return part_named(part)
 
 
 def _identity(index: int) -> tuple[str, int]:

@@ -16,7 +16,7 @@ from cfdsl.compiler.plan import Arg, KernelPlan
 from cfdsl.dsl.interpret import Traffic, count_traffic
 from cfdsl.errors import ColdCompileInCapture, NoTarget, NotResident, raise_all
 from cfdsl.runtime import artifacts, device, preload, toolchain, torch_op
-from cfdsl.runtime.arguments import DTYPES, argument_errors, check_arguments, in_order, unchecked_strides
+from cfdsl.runtime.arguments import DTYPES, call_errors, check_arguments, in_order, unchecked_strides
 from cfdsl.runtime.cache import Entry
 from cfdsl.runtime.contents import content_errors
 from cfdsl.runtime.recording import recording
@@ -91,10 +91,19 @@ class Kernel:
         """Launch on the current stream. Raises one error that names every bad argument; see the class for what a call does."""
         if kwargs or not args:
             args = self._given(args, kwargs)
-        if is_dynamo_compiling() or type(args[0]) not in _PLAIN or _modes():
+        if is_dynamo_compiling():
             self.op(*args)
+        elif type(args[0]) not in _PLAIN or _modes():
+            self._dispatched(args)
         else:
             self._launch(args)
+
+    def _dispatched(self, args: tuple[torch.Tensor, ...]) -> None:
+        """Through the op; which would not say in our words what is no tensor at all."""
+        if not all(isinstance(arg, torch.Tensor) for arg in args):
+            whole = all(type(arg) in _PLAIN for arg in args if isinstance(arg, torch.Tensor))  # others may have no storage to look at
+            check_arguments(self.args, args, device_type="cuda" if whole else "meta")
+        self.op(*args)
 
     def _given(self, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """A call's arguments in calling order. All of them by name is the common case, and need not go through what explains mistakes."""
@@ -198,10 +207,10 @@ class Kernel:
         Launches nothing. It reads lengths and positions from the device, and so synchronises: not for the hot path, and not for a CUDA
         graph's capture, which it would break. ArgumentError; LengthOutOfRange; CacheFull where the call would append to a full cache.
         """
-        args = self._given(args, kwargs)
-        errors = argument_errors(self.args, args)
+        errors = call_errors(self.args, args, kwargs)
         wrong = {error.argument for error in errors}
-        sound = {arg.name: value for arg, value in zip(self.args, args, strict=True) if arg.name not in wrong}
+        given = dict(zip(self._names, args)) | kwargs
+        sound = {name: given[name] for name in self._names if name not in wrong}
         raise_all([*errors, *content_errors(self.plan, sound)])
 
     def status(self, clear: bool = False) -> tuple[str, ...]:

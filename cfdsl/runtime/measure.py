@@ -208,10 +208,14 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(as_int)
 
 
-def host_us(call: Call, calls: int = 200) -> float:
-    """Host time of one eager call in microseconds: `calls` of them, few enough that the launch queue never fills; best of three."""
-    taken = []
-    for _ in range(3):
+def host_us(call: Call, calls: int = 200, least_s: float = 0.1) -> float:
+    """Host time of one eager call in microseconds: of rounds of `calls`, few enough that the launch queue never fills, the fastest.
+
+    Rounds are made for `least_s` seconds, five at least: the first ones find caches and clocks cold.
+    """
+    taken: list[float] = []
+    began = time.perf_counter()
+    while len(taken) < 5 or time.perf_counter() - began < least_s:
         torch.cuda.synchronize()
         start = time.perf_counter()
         for _ in range(calls):

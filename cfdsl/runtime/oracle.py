@@ -17,9 +17,10 @@ from cfdsl.dsl.interpret import Traffic, count_traffic, interpret
 from cfdsl.dsl.place import PlacedGraph, place
 from cfdsl.dsl.placement import Mesh
 from cfdsl.dsl.verify import verify
-from cfdsl.errors import CfdslError, UnknownOption, raise_all
+from cfdsl.errors import CfdslError, attempt, raise_all
 from cfdsl.models import ModelConfig, resolve
 from cfdsl.runtime.arguments import check_arguments, in_order
+from cfdsl.runtime.build import unknown_settings
 from cfdsl.runtime.kernel import STATUS
 
 MESH = ("clusters", "cluster_size", "splits")
@@ -43,7 +44,7 @@ class Oracle:
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> None:
         """Run it. Raises one error that names every bad argument, as a kernel does; OracleError where ranks contradict a placement."""
         if kwargs or not args:
-            args = in_order(self.args, args, kwargs)
+            args = in_order(self._checked, args, kwargs, "cpu")
         check_arguments(self._checked, args, "cpu")
         tensors = {arg.name: value for arg, value in zip(self.args, args, strict=True)}
         self._flags.update(_out_of_range(self.placed.graph, tensors))
@@ -75,14 +76,14 @@ def oracle(fusion: Fusion, model: ModelConfig | str, batch: int = 1, dtype: str 
 
     settings: options of the fusion, and `clusters`, `cluster_size`, `splits` of the mesh. What is not given is chosen small: two or more
     clusters of two ranks where the fusion can be placed on them, so that every collective moves something.
-    Raises UnknownOption, or the reason why the fusion cannot be placed on what was given.
+    Raises one error with every mistake of the request, or the reason why the fusion cannot be placed on what was given.
     """
     expect_fusion(fusion)
     options = {name: value for name, value in settings.items() if name in fusion.options}
     mesh = {name: value for name, value in settings.items() if name not in options}
-    known = f"{', '.join(fusion.options) or 'none'}; fields of the mesh are: {', '.join(MESH)}"
-    raise_all([UnknownOption(fusion=fusion.name, option=name, value=repr(mesh[name]), known=known) for name in mesh if name not in MESH])
-    config = resolve(model)
+    errors = [*unknown_settings(fusion, settings, "mesh", MESH), *fusion.request_errors(batch, dtype, options)]
+    config = attempt(errors, resolve, model)
+    raise_all(errors)
     graph = verify(fusion.trace(config, batch, dtype, **options))
     return Oracle(fusion, config, _placed(graph, mesh))
 

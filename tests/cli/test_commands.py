@@ -43,6 +43,23 @@ def test_overrides_reach_the_cost_model() -> None:
     assert {row["config"]["cluster_size"] for row in record["choice"]["fit"]} == {4}
 
 
+def test_explain_shows_the_table_where_nothing_fits_too() -> None:
+    done = run("explain", "ffn_block", "--model", "llama-3.1-8b", *ON_H100, "--ctas-per-sm", "2")
+    assert done.code == 1
+    assert "fit, best first" not in done.out
+    assert "the vector that rows of w_down meet" in " ".join(done.out.replace("│", " ").split())
+    assert done.err.startswith("error: NoLegalConfig: ffn_block has no config that runs on h100-sxm with ctas_per_sm=2:")
+    mistaken = run("explain", "attention_block", "--model", "llama-2-7b", *ON_H100, "--clusters", "64", "--splits", "5")
+    assert (mistaken.code, mistaken.out) == (1, "")  # a mesh that there is not: no config to show
+
+
+def test_explain_says_what_compile_refuses() -> None:
+    done = run("explain", "attention_block", "--model", "llama-2-7b", *ON_H100, "--batch", "2")
+    assert done.code == 1
+    assert "fit, best first" in done.out
+    assert done.err.startswith("error: NotLowered: linear cannot be compiled: batch 2 needs tensor cores; only batch 1 is lowered.")
+
+
 def test_a_mistake_is_a_message_and_exit_code_1() -> None:
     done = run("explain", "attention_block", "--model", "llama-2-70b", *ON_H100)
     assert done.code == 1

@@ -30,8 +30,8 @@ def test_why_names_the_runner_up_of_another_cluster_size() -> None:
 def test_why_admits_that_another_config_has_a_smaller_estimate() -> None:
     text = why([row(72.0, 2, True), row(71.0, 4)], {})
     assert text.startswith(
-        "Estimated at 72.0 us. 2 configs fit, the least estimate is 71.0 us; within 3% estimates count as equal, and these decide: "
-        "room for the next launch beside it, nothing read twice, fewer splits, the smaller cluster. The best with another"
+        "Estimated at 72.0 us. 2 configs fit, the least estimate is 71.0 us; within 0.5 us and 3% estimates count as equal, and these "
+        "decide: an SM to each CTA, fewer splits, the smaller cluster. The best with another"
     )
 
 
@@ -48,7 +48,7 @@ def test_refusals_are_counted_by_kind() -> None:
 def test_every_candidate_becomes_a_record() -> None:
     graph = attention_block.trace("llama-2-7b")
     choice = choose(graph, H100_SXM)
-    record = choice_record(choice, {})
+    record = choice_record(choice.rows, {})
     assert len(record["fit"]) + len(record["refused"]) == len(choice.rows)
     assert [candidate["chosen"] for candidate in record["fit"]].count(True) == 1
     assert all(candidate["refused"] and candidate["time_us"] is None for candidate in record["refused"])
@@ -80,7 +80,7 @@ def test_splits_are_told_in_json_and_on_the_screen() -> None:
     config = config_record(choice.config, plan)
     assert (config["splits"], config["window"], config["ring"]["window"]) == (2, 3, 3)
     screen = io.StringIO()
-    Console(width=200, file=screen).print(config_panel(config, choice_record(choice, {})))
+    Console(width=200, file=screen).print(config_panel(config, choice_record(choice.rows, {})))
     text = screen.getvalue()
     assert "64 clusters (32 groups of 2 splits) of 2 = 128 CTAs" in text
     assert "3 tiles in flight, 2 of them behind a grid barrier to come" in " ".join(text.replace("│", " ").split())

@@ -7,7 +7,7 @@ import pytest
 
 from cfdsl.cli.complaints import BadOption, NoSuchFusion, UnknownName
 from cfdsl.cli.request import parse_options, resolve
-from cfdsl.errors import Errors, UnknownModel, UnknownPart
+from cfdsl.errors import ClusterSizeUnsupported, ConfigError, Errors, UnknownModel, UnknownOption, UnknownPart
 
 TWICE = """
 import cfdsl as cf
@@ -71,6 +71,14 @@ def test_all_wrong_names_are_reported_at_once() -> None:
     with pytest.raises(Errors) as caught:
         resolve(fusion="nope", model="never", part="h1", option=["x"])
     assert [type(error) for error in caught.value.errors] == [UnknownName, UnknownModel, UnknownPart, BadOption]
+
+
+def test_wrong_fields_and_options_are_among_them() -> None:
+    with pytest.raises(Errors) as caught:
+        resolve(fusion="attention_block", model="never", option=["qkv=zz", "foo=3"], cluster_size=3, warps=7)
+    assert [type(error) for error in caught.value.errors] == [
+        UnknownModel, ClusterSizeUnsupported, ConfigError, UnknownOption, UnknownOption,
+    ]  # fmt: skip
 
 
 def test_a_fusion_of_the_users_own_file(tmp_path: Path) -> None:

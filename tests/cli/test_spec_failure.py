@@ -25,8 +25,7 @@ REMEDY = "  remedy: mend that line; with --debug the whole traceback is shown.\n
     [
         ("", "cf.softmax(x)", "AttributeError: module 'cfdsl' has no attribute 'softmax'", 7),
         ("", "cf.rms_norm(x, x, m.eps)", "AttributeError: 'ModelConfig' object has no attribute 'eps'", 7),
-        ("", "x - x", "TypeError: unsupported operand type(s) for -: 'Value' and 'Value'", 7),
-        ("", "cf.concat(x, x, dim=1)", "TypeError: concat() got multiple values for argument 'dim'", 7),
+        ("", "x + [][0]", "IndexError: list index out of range", 7),
         ("import nothing_of_this_name", "x", "ModuleNotFoundError: No module named 'nothing_of_this_name'", 2),
         ("def (", "x", "SyntaxError: invalid syntax", 2),
     ],

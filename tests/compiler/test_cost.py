@@ -6,19 +6,24 @@ import time
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise, product
+from math import log
+from statistics import mean
 from typing import Any
 
 import pytest
+from measured import CASES, Case, Shape
 
+import cfdsl as cf
+import fusions
 from cfdsl import PRESETS, Mesh, place
 from cfdsl.compiler import cost
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost import choose, explain
+from cfdsl.compiler.cost import choose, explain, weighed
 from cfdsl.compiler.estimate import ctas_on_busiest_sm, flight_share, pauses_us, stream_us, waves_of
-from cfdsl.compiler.parts import B200, H100_SXM, H200, RTX_PRO_6000
+from cfdsl.compiler.parts import B200, H100_SXM, H200, PARTS, RTX_PRO_6000
 from cfdsl.compiler.smem import fixed_smem
 from cfdsl.compiler.traffic import Load, Pause, Traffic, traffic
-from cfdsl.errors import ClusterSizeUnsupported, ConfigError, Errors, NoLegalConfig
+from cfdsl.errors import ClusterSizeUnsupported, ConfigError, Errors, NoLegalConfig, NothingToSplit
 from fusions.attention_block import attention_block
 from fusions.ffn_block import ffn_block
 from fusions.rms_norm import rms_norm
@@ -146,40 +151,39 @@ def test_pauses_between_streams_add_up() -> None:
     assert last == (pytest.approx(t.block_phase_us), 0)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize(("tokens", "measured_us"), [(1024, 55.6), (4096, 72.3), (16384, 138.3)])
-def test_measured_anchors(ranks: int, tokens: int, measured_us: float) -> None:
-    """Measured on an H100: the hand-written attention block with 32 clusters, 6 stages, two CTAs per SM, PDL."""
-    chosen = choose(LLAMA, H100_SXM, {**PROTOTYPE, "cluster_size": ranks}, {"tokens": tokens}).chosen
-    assert chosen.time_us == pytest.approx(measured_us, rel=0.05)
+def test_the_terms_add_up() -> None:
+    chosen = choose(LLAMA, H100_SXM).chosen
     assert chosen.time_us == pytest.approx(sum(getattr(chosen, f"{term}_us") for term in ("start", "stream", "exchanges", "tail")))
 
 
-# Measured on an H200, 2026-11-23, qkv="rows": clusters, cluster size, stages, CTAs per SM, and us by tokens.
-MEASURED = {
-    "llama-2-7b": {
-        (32, 2, 12, 1): {1024: 44.2, 4096: 56.9, 16384: 106.4},
-        (32, 2, 6, 2): {1024: 44.3, 4096: 55.9, 16384: 106.3},
-        (32, 4, 6, 2): {1024: 44.4, 4096: 55.8, 16384: 107.4},
-        (16, 8, 6, 2): {1024: 50.5, 4096: 66.4, 16384: 123.9},
-        (8, 16, 5, 2): {1024: 53.9, 4096: 69.5, 16384: 134.0},
-    },
-    "llama-3.1-8b": {
-        (8, 8, 12, 1): {4096: 39.3},
-        (8, 16, 5, 2): {4096: 43.9},
-        (16, 8, 5, 2): {4096: 41.7},
-        (32, 4, 5, 2): {4096: 47.2},
-        (16, 4, 12, 1): {4096: 43.8},
-    },
-}
-SHAPES = [(model, shape, tokens, us) for model, rows in MEASURED.items() for shape, times in rows.items() for tokens, us in times.items()]
+def estimates(case: Case) -> dict[Shape, cost.Candidate]:
+    """The candidates of what was measured."""
+    graph = fusions.find(case.fusion).trace(case.model, 1, "bf16", **case.options)
+    rows = choose(graph, PARTS[case.part], {}, {"tokens": case.tokens}).rows
+    made = {(r.config.clusters, r.config.cluster_size, r.config.splits, r.config.ctas_per_sm): r for r in rows if not r.refused}
+    return {shape: made[shape] for shape in case.times if shape in made}
 
 
-@pytest.mark.parametrize(("model", "shape", "tokens", "measured_us"), SHAPES, ids=str)
-def test_h200_anchors(model: str, shape: tuple[int, ...], tokens: int, measured_us: float) -> None:
-    fields = dict(zip(("clusters", "cluster_size", "stages", "ctas_per_sm"), shape))
-    chosen = choose(attention_block.trace(model, qkv="rows"), H200, fields, {"tokens": tokens}).chosen
-    assert chosen.time_us == pytest.approx(measured_us, rel=0.1)
+def test_estimates_meet_what_was_measured() -> None:
+    """To 5 % on average, over all shapes and not only good ones; the chosen one, which tables and bars speak of, closer."""
+    off = {part: [abs(log(row.time_us / case.times[shape])) for case in CASES if case.part == part
+                  for shape, row in estimates(case).items() if row.time_us] for part in ("h100-sxm", "h200")}  # fmt: skip
+    assert len(off["h100-sxm"]) > 150
+    assert mean(off["h100-sxm"]) < 0.055
+    assert mean(off["h200"]) < 0.055
+    assert max(*off["h100-sxm"], *off["h200"]) < 0.4
+
+
+def test_the_choice_is_hardly_slower_than_the_fastest_that_was_measured() -> None:
+    regrets = {}
+    for case in CASES:
+        found = estimates(case)
+        if len(found) > 1:
+            fastest = min(row.time_us for row in found.values() if row.time_us)
+            picked = min(found, key=lambda shape: cost._rank(found[shape], fastest))
+            regrets[case.fusion, case.model, str(case.options), case.tokens] = case.times[picked] / min(case.times.values()) - 1
+    assert mean(regrets.values()) < 0.01
+    assert max(regrets.values()) < 0.08, regrets
 
 
 def test_two_ctas_share_what_an_sm_takes_in() -> None:
@@ -195,7 +199,7 @@ def test_few_sms_get_what_their_ports_take() -> None:
     assert H200.at_sm_us(64 * 1755, sms=1) == pytest.approx(1, rel=0.02)
     assert H200.at_sm_us(37 * 1755, sms=64) == pytest.approx(1)
     assert H200.at_sm_us(37 * 1755, repeated=37 * 1755) == pytest.approx(1 / 1.3)
-    assert H200.at_sm_us(37 * 1755, cluster_size=16) == pytest.approx(1 / 0.84)
+    assert H200.at_sm_us(37 * 1755, cluster_size=16) == pytest.approx(1 / 0.79)
 
 
 def test_floor_is_the_memory_s_time() -> None:
@@ -208,7 +212,7 @@ def test_floor_is_the_memory_s_time() -> None:
 
 def test_the_shape_that_was_measured_best_is_chosen_for_llama() -> None:
     config = choose(LLAMA, H100_SXM).config
-    assert (config.clusters, config.cluster_size, config.stages, config.ctas_per_sm) == (32, 2, 6, 2)
+    assert (config.clusters, config.cluster_size, config.stages, config.ctas_per_sm) == (32, 2, 12, 1)
 
 
 @pytest.mark.parametrize("part", [H100_SXM, H200], ids=lambda part: part.name)
@@ -319,7 +323,7 @@ def test_given_splits() -> None:
     assert (config.clusters, config.splits, config.groups) == (64, 8, 8)
     assert choose(SPLIT_GROUPED, H200, {"clusters": 24, "cluster_size": 4}).config.splits == 3
     assert choose(SPLIT, H200, {"splits": 2, "cluster_size": 2, "ctas_per_sm": 1}).config.groups == 32
-    with pytest.raises(NoLegalConfig, match="2 clusters share a unit, but attention_block has no attend"):
+    with pytest.raises(NothingToSplit, match="2 clusters share a unit, but attention_block has no attend"):
         choose(LLAMA, H200, {"splits": 2})
     with pytest.raises(ConfigError, match="the config has splits=0, it must be a positive number"):
         choose(SPLIT, H200, {"splits": 0})
@@ -393,13 +397,13 @@ def test_vectors_that_no_thread_can_hold() -> None:
 
 
 def test_placement_errors_become_reasons() -> None:
-    with pytest.raises(NoLegalConfig) as caught:
-        choose(LLAMA, H100_SXM, {"clusters": 3, "cluster_size": 2, "ctas_per_sm": 2})
-    assert str(caught.value) == (
-        "attention_block has no config that runs on h100-sxm with cluster_size=2, clusters=3, ctas_per_sm=2:\n"
-        "  - 32 work units cannot be spread over 3 clusters: neither number divides the other\n"
-        "  remedy: give fewer fields of the config, or another part; `explain` shows every config with its reasons."
-    )
+    graph = cf.fusion(odd_ranks).trace("llama-2-7b")
+    assert table(graph)[2, 16, 1].refused == ("shard cannot shard dimension 1 of size 40 over 16 ranks",)
+
+
+def odd_ranks(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+    with cf.clusters(over=2):
+        return cf.outputs(y=cf.shard(cf.input("x", (batch, 40)), 1))
 
 
 def test_repeated_work_is_refused() -> None:
@@ -408,9 +412,9 @@ def test_repeated_work_is_refused() -> None:
 
 
 def test_all_reasons_of_a_config_are_kept() -> None:
-    with pytest.raises(NoLegalConfig) as caught:
-        choose(LLAMA, H100_SXM, {"clusters": 32, "cluster_size": 4, "ctas_per_sm": 1, "stages": 12, "stage_bytes": 32768})
-    assert [reason.split(":")[0] for reason in caught.value.reasons] == ["not resident", "shared memory"]
+    given = {"clusters": 32, "cluster_size": 4, "ctas_per_sm": 1, "stages": 12, "stage_bytes": 32768}
+    (row,) = weighed(LLAMA, H100_SXM, given, {})
+    assert [reason.split(":")[0] for reason in row.refused] == ["not resident", "shared memory"]
 
 
 def test_given_stages_are_kept_or_refused() -> None:
@@ -443,7 +447,8 @@ def test_other_fields_pass_through() -> None:
 def test_without_pdl_a_launch_starts_later() -> None:
     fixed = {**PROTOTYPE, "cluster_size": 2}
     with_pdl, without = (choose(LLAMA, H100_SXM, {**fixed, "pdl": pdl}).chosen for pdl in (True, False))
-    assert with_pdl.estimate.overlapped_start
+    assert with_pdl.start_us is not None
+    assert without.start_us is not None
     assert without.start_us > with_pdl.start_us + 0.4
 
 
@@ -487,9 +492,9 @@ def test_fixed_smem_by_hand() -> None:
 def test_weighing_everything_is_fast_and_done_once() -> None:
     def seconds() -> float:
         cost._choose.cache_clear()
-        start = time.perf_counter()
+        start = time.process_time()
         choose(GROUPED, H100_SXM)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     assert min(seconds() for _ in range(5)) < 0.05
     assert choose(GROUPED, H100_SXM) is choose(GROUPED, H100_SXM)

@@ -19,6 +19,7 @@ from cfdsl.errors import (
     CfdslError,
     ClustersDoNotDivide,
     ConfigError,
+    Errors,
     GroupUnsupported,
     HeadDimUnsupported,
     NotLowered,
@@ -139,6 +140,30 @@ def test_head_dims_and_groups() -> None:
         "the config has warps=2, it must be at least 4: 16 query heads of a KV head."
     )
     lower(spec, clusters=1, warps=4)
+
+
+def test_independent_refusals_are_raised_together_and_their_consequences_not() -> None:
+    """Nodes that do not depend on a refused one are lowered too; a cause is told once, at its first line."""
+
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        x, length = cf.input("x", (batch, 100)), cf.input("length", (batch,), "i32")
+        q, k = (cf.linear(x, cf.weight(name, (n, 100))) for name, n in (("wq", 96), ("wk", 96)))
+        q, k = cf.split_heads(q, 1), cf.split_heads(k, 1)
+        cache = cf.kv_cache("cache", batch, 1, "tokens", 96).append(k, k, at=length)
+        o = cf.attend(q, cache)
+        wide = cf.kv_cache("wide", batch, 1, "tokens", 64)
+        r, s = cf.input("r", (batch, 17, 64)), cf.input("s", (batch, 1, 64))
+        p = cf.attend(r, wide.append(s, s, at=length))
+        return cf.outputs(o=o, p=p, g=cf.gelu(cf.input("z", (batch, 64)), tanh=False))
+
+    with pytest.raises(Errors) as caught:
+        lower(spec, clusters=1)
+    assert [error.message for error in caught.value.errors] == [
+        "rows of 100 elements, as those of wq and wk, are not supported.",
+        "head_dim 96 is not supported.",
+        "17 query heads per key/value head are not supported.",
+        "gelu cannot be compiled: only its tanh approximation is lowered.",
+    ]
 
 
 def test_stages_that_are_too_small() -> None:
@@ -332,7 +357,7 @@ def test_the_default_dataflow_passes_the_checks_on_all_meshes(model: str, layout
     assert lowered >= 15
 
 
-REFUSALS = (ConfigError, NotLowered, ShardDoesNotDivide, ClustersDoNotDivide, SharedMemoryExceeded, NotResident)
+REFUSALS = (ConfigError, NotLowered, ShardDoesNotDivide, ClustersDoNotDivide, SharedMemoryExceeded, NotResident, Errors)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 132])

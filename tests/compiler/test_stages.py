@@ -11,7 +11,7 @@ from cfdsl.compiler.emit import emit
 from cfdsl.compiler.parts import H100_SXM, H200
 from cfdsl.compiler.plan_text import plan_text
 from cfdsl.compiler.stages import STAGES, Lowered, lower
-from cfdsl.errors import CfdslError, ConfigError, NoLegalConfig
+from cfdsl.errors import CfdslError, ConfigError, Errors, GroupUnsupported, NoLegalConfig
 from fusions.attention_block import attention_block
 from fusions.rms_norm import rms_norm
 
@@ -66,6 +66,22 @@ def test_options_are_the_dataflows() -> None:
     assert "grid.add(" in made.source
     assert "cluster_reduce.push(" in made.source
     assert block().source != made.source
+
+
+def test_sizes_that_no_config_cures_are_told_together_and_no_config_is_blamed() -> None:
+    odd = cf.ModelConfig("odd", 100, 17, 1, 96)
+    with pytest.raises(Errors) as caught:
+        block(model=odd, overrides={"cluster_size": 3})
+    assert [error.message for error in caught.value.errors] == [
+        "rows of 100 elements, as those of wq, wk and wv, are not supported.",
+        "head_dim 96 is not supported.",
+        "17 query heads per key/value head are not supported.",
+        "a cluster of 3 CTAs is not supported.",
+    ]
+    with pytest.raises(Errors, match="^3 mistakes"):
+        block(model=odd)
+    with pytest.raises(GroupUnsupported):  # also where the clusters share them
+        block(model=cf.ModelConfig("wide", 576, 17, 1, 64))
 
 
 def test_dtype_reaches_the_kernel() -> None:

@@ -450,6 +450,36 @@ def test_refused(name: str) -> None:
     assert re.sub(r" \(line \d+\)", "", f"{error.message}\nremedy: {error.remedy}") == message
 
 
+def test_a_mistake_in_a_value_that_nothing_needs_is_told() -> None:
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        x = cf.input("x", (batch, m.hidden))
+        cf.silu(cf.shard(x, 1))  # on 3 ranks it does not divide, and nobody needs it
+        cf.cluster_gather(x)
+        return cf.outputs(y=cf.silu(cf.linear(x, cf.weight("w", (64, m.hidden)), shard="in")))
+
+    graph = cf.fusion(spec).trace(MODEL)
+    with pytest.raises(cf.Errors) as caught:
+        cf.place(graph, cf.Mesh(1, 3))
+    assert [type(error) for error in caught.value.errors] == [cf.errors.ShardDoesNotDivide, cf.errors.WrongCollective]
+    assert caught.value.errors[1].message == "cluster_gather moves S(d) -> R on the cluster axis, but x is placed [R, R]."
+    with pytest.raises(cf.Errors) as caught:
+        cf.place(graph, cf.Mesh(1, 2))
+    assert [type(error) for error in caught.value.errors] == [cf.errors.NeedsReduce, cf.errors.WrongCollective]
+
+
+def test_a_term_as_an_output_is_told_at_the_line_of_the_outputs() -> None:
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        y = cf.linear(cf.input("x", (batch, m.hidden)), cf.weight("w", (64, m.hidden)), shard="in")
+        return cf.outputs(y=y)
+
+    with pytest.raises(cf.errors.NeedsReduce) as caught:
+        cf.place(cf.fusion(spec).trace(MODEL), cf.Mesh(1, 2))
+    assert caught.value.src is not None
+    assert caught.value.src.line == spec.__code__.co_firstlineno + 2
+    made = f"the result of linear (line {caught.value.src.line - 1})"
+    assert caught.value.remedy == f"needs cluster_reduce: call cluster_reduce on {made} before this line."
+
+
 DIVIDE: dict[str, tuple[Any, int, int, str]] = {
     "linear out": (
         lambda v: cf.linear(v.x, cf.weight("u", (24, 64)), shard="out"), 2, 16,
@@ -544,7 +574,7 @@ def test_independent_mistakes_are_reported_at_once() -> None:
         cf.place(graph, cf.Mesh(1, 2))
     assert [type(error).__name__ for error in caught.value.errors] == ["NeedsReduce", "WrongCollective", "NeedsReduce"]
     first = spec.__code__.co_firstlineno
-    assert [error.src.line - first for error in caught.value.errors if error.src] == [3, 5, 2]
+    assert [error.src.line - first for error in caught.value.errors if error.src] == [3, 5, 5]
     assert caught.value.errors[2].message == (
         f"output 'c' needs a value, but the result of linear (line {first + 2}) is P(sum) on the cluster axis: "
         "each holder has only a term of it."

@@ -261,6 +261,25 @@ def test_independent_mistakes_are_reported_at_once_and_their_consequences_not() 
     )
 
 
+def test_what_traced_is_placed_and_told_with_the_rest() -> None:
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        x = cf.input("x", (batch, 64))
+        bad = x + cf.input("r", (batch, 7))
+        with cf.clusters(over=2) as axis, cf.clusters(over=2):
+            term = cf.linear(x[:, axis], cf.weight("w", (64, 64))[:, axis], shard="in")
+            y = cf.silu(term)
+        return cf.outputs(y=y, bad=bad, term=term)
+
+    with pytest.raises(cf.Errors) as caught:
+        cf.fusion(spec).trace(MODEL)
+    assert [(type(error).__name__, error.src and error.src.line) for error in caught.value.errors] == [
+        ("ShapeMismatch", here(spec, 2)),
+        ("TraceError", here(spec, 3)),
+        ("NeedsReduce", here(spec, 5)),
+        ("NeedsReduce", here(spec, 6)),
+    ]
+
+
 def test_python_that_trips_over_an_earlier_mistake_does_not_hide_it() -> None:
     def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
         y = cf.silu(1)  # type: ignore[arg-type]
@@ -277,6 +296,24 @@ def test_an_exception_of_the_spec_itself_is_left_alone() -> None:
 
     with pytest.raises(ZeroDivisionError, match="mine"):
         cf.fusion(spec).trace(MODEL)
+
+
+def test_a_spec_without_outputs_is_told_where_it_ends() -> None:
+    def nothing(m: cf.ModelConfig, batch: int) -> None:
+        cf.silu(cf.input("x", (batch, 64)))
+
+    def value(m: cf.ModelConfig, batch: int) -> Any:
+        x = cf.input("x", (batch, 64))
+        return cf.silu(x)
+
+    for spec, line, problem in (
+        (nothing, 0, "the fusion nothing has no outputs."),
+        (value, 2, "the fusion value returns a value, and not its outputs."),
+    ):
+        with pytest.raises(cf.TraceError) as caught:
+            cf.fusion(spec).trace(MODEL)
+        assert (caught.value.message, caught.value.src and caught.value.src.line) == (problem, here(spec, line))
+        assert caught.value.remedy == "end the spec with `return cf.outputs(name=value, ...)`."
 
 
 X = ("x", (1, 64))
@@ -499,6 +536,65 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
         "a traced value cannot be looped over or unpacked: its contents are not known.",
     ),
     "len": (lambda: len(cf.input(*X)), cf.errors.TraceError, "a traced value cannot be asked for its len(): its contents are not known."),  # type: ignore[arg-type]
+    "minus": (lambda: cf.input(*X) - cf.input(*X), cf.errors.TraceError, "a traced value has no operator -."),
+    "negative": (lambda: -cf.input(*X), cf.errors.TraceError, "a traced value has no operator -."),
+    "over": (lambda: 1 / cf.input(*X), cf.errors.TraceError, "a traced value has no operator /."),
+    "at": (lambda: cf.input(*X) @ cf.weight("w", (64, 64)), cf.errors.TraceError, "a traced value has no operator @."),
+    "less": (
+        lambda: cf.input(*X) < 3,  # type: ignore[operator]
+        cf.errors.TraceError,
+        "a traced value cannot be compared: its contents are not known.",
+    ),
+    "a wrong keyword": (
+        lambda: cf.linear(cf.input(*X), cf.weight("w", (64, 64)), shrad="out"),  # type: ignore[call-arg]
+        cf.errors.TraceError,
+        "linear: got an unexpected keyword argument 'shrad'.",
+    ),
+    "a wrong keyword of a method": (
+        lambda: cf.weight("w", (64, 64)).split_heads(head=4),  # type: ignore[call-arg]
+        cf.errors.TraceError,
+        "split_heads: missing a required argument: 'heads'.",
+    ),
+    "outputs without names": (
+        lambda: cf.outputs(cf.input(*X)),  # type: ignore[call-arg]
+        cf.errors.TraceError,
+        "outputs: too many positional arguments.",
+    ),
+    "input shape of a number": (
+        lambda: cf.input("x", 64),  # type: ignore[arg-type]
+        cf.errors.ArgumentError,
+        "argument 'shape' must be a tuple of positive sizes or names, got int 64.",
+    ),
+    "norm without eps": (
+        lambda: cf.rms_norm(cf.input(*X), cf.weight("n", (64,)), None),  # type: ignore[arg-type]
+        cf.errors.ArgumentError,
+        "argument 'eps' must be a finite number that is not negative, got None.",
+    ),
+    "norm with an infinite eps": (
+        lambda: cf.rms_norm(cf.input(*X), cf.weight("n", (64,)), float("inf")),
+        cf.errors.ArgumentError,
+        "argument 'eps' must be a finite number that is not negative, got inf.",
+    ),
+    "no heads": (
+        lambda: cf.split_heads(cf.input(*X), 0),
+        cf.errors.ArgumentError,
+        "argument 'heads' must be a positive number, got 0.",
+    ),
+    "sizes that are no numbers": (
+        lambda: cf.split(cf.input(*X), ("a", 2), dim=1)[0],  # type: ignore[arg-type]
+        cf.errors.ShapeMismatch,
+        "split expects sizes that add up to dimension 1 of (1, 64), got a + 2.",
+    ),
+    "a scale that is none": (
+        lambda: cf.attend(cf.input("q", (1, 2, 16)), cf.kv_cache("kv", 1, 2, "t", 16), cf.input("n", (1,), "i32"), scale="1"),  # type: ignore[arg-type]
+        cf.errors.ArgumentError,
+        "argument 'scale' must be a finite number, got '1'.",
+    ),
+    "clusters without over": (
+        lambda: cf.clusters(4).__enter__(),
+        cf.errors.TraceError,
+        "clusters takes the number of work units as over=, and was given 4.",
+    ),
     "a name taken": (
         lambda: cf.input("x", (1, 64)) + cf.weight("x", (64,)),
         cf.errors.DuplicateName,
@@ -522,6 +618,42 @@ def test_refused_at_the_users_line(name: str) -> None:
     text = refused(spec, kind).splitlines()[0]
     first = make.__code__.co_firstlineno
     assert text.replace(f"(line {first})", "(line LINE)") == message
+
+
+def test_a_call_that_does_not_fit_is_poison_and_says_how_to_write_it() -> None:
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        a, b = cf.cluster_gather(cf.input("x", (batch, 64)), axis=1)  # type: ignore[call-arg]
+        return cf.outputs(y=a + b)
+
+    assert refused(spec, cf.errors.TraceError) == (
+        "cluster_gather: got an unexpected keyword argument 'axis'.\n  remedy: call it as cluster_gather(*xs)."
+    )
+
+
+def test_what_is_no_spec() -> None:
+    with pytest.raises(cf.errors.ArgumentError, match="argument 'fn' must be a function of .model, batch., .* got a int"):
+        cf.fusion(5)  # type: ignore[arg-type]
+    with pytest.raises(cf.errors.ArgumentError, match=r"got spec\(m: 'cf.ModelConfig'\)") as caught:
+
+        @cf.fusion
+        def spec(m: cf.ModelConfig) -> None:
+            pass
+
+    assert caught.value.src is not None
+
+
+def test_what_is_no_model_and_no_graph() -> None:
+    with pytest.raises(cf.errors.ArgumentError, match="argument 'model' must be a ModelConfig, .*, got None"):
+        scaled.trace(None)  # type: ignore[arg-type]
+    for call in (cf.verify, cf.to_text, lambda given: cf.place(given, cf.Mesh(1, 1)), lambda given: cf.interpret(given, {})):
+        with pytest.raises(cf.errors.ArgumentError, match="argument 'graph' must be a graph, got a Fusion"):
+            call(scaled)
+    with pytest.raises(cf.errors.ArgumentError, match="argument 'text' must be the text of a graph, got a int"):
+        cf.parse(5)  # type: ignore[arg-type]
+    with pytest.raises(cf.errors.ArgumentError, match="argument 'mesh' must be a Mesh"):
+        cf.place(scaled.trace(MODEL), 5)  # type: ignore[arg-type]
+    with pytest.raises(cf.Errors, match="2 mistakes"):
+        cf.place(scaled.trace(MODEL), cf.Mesh("1", None))  # type: ignore[arg-type]
 
 
 def test_one_name_may_be_declared_twice_alike() -> None:
@@ -554,15 +686,15 @@ def test_appending_twice_is_refused() -> None:
 
 
 def test_blocks() -> None:
-    def nested(m: cf.ModelConfig, batch: int) -> None:
+    def nested(m: cf.ModelConfig, batch: int) -> cf.Outputs:
         with cf.clusters(over=2), cf.clusters(over=2):
-            pass
+            return cf.outputs(y=cf.input("x", (4, 4)))
 
-    def unequal(m: cf.ModelConfig, batch: int) -> None:
+    def unequal(m: cf.ModelConfig, batch: int) -> cf.Outputs:
         with cf.clusters(over=2):
             pass
         with cf.clusters(over=4):
-            pass
+            return cf.outputs(y=cf.input("x", (4, 4)))
 
     def wrong(m: cf.ModelConfig, batch: int) -> None:
         with cf.clusters(over=0):

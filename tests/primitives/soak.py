@@ -27,24 +27,34 @@ LONGEST = 2000  # calls in one launch
 OFFCHIP_LONGEST = 60  # one of these takes a few times as long
 LAUNCHES = 60  # in one graph
 MEASURES = ("reduce", "push"), ("reduce", "scatter_gather"), ("reduce", "doubling"), ("gather", "bulk"), ("broadcast", "push")
+# What takes another way through the device code: kind, algorithm, ranks, shape, operator.
+OTHERS = (
+    ("gather", "multicast", 4, (204,), "sum"), ("broadcast", "multicast", 16, (404,), "sum"),
+    ("reduce", "push", 2, (1,), "sum"), ("reduce", "push", 8, (1,), "max"),  # registers
+    ("reduce", "push", 4, (8, 64), "lse"), ("reduce", "scatter_gather", 16, (16, 12), "lse"), ("reduce", "doubling", 8, (5, 12), "lse"),
+    ("reduce_scatter", "bulk", 2, (4, 64), "lse"),
+)  # fmt: skip
 
 
 @dataclass
 class Soaked:
-    """One kernel on its way: its program, tensors of its own, and how many calls were made."""
+    """One kernel on its way: its program, tensors of its own (`given`: inputs but for the length), and how many calls were made."""
 
     case: cases.Case
     program: Program
+    given: list[Any]
     outs: dict[str, Any]
     calls: int = 0
     lengths: list[int] = field(default_factory=list)
 
 
 def soaked() -> list[Soaked]:
-    """Every size with five algorithms, and by way of device memory with one."""
+    """Every size with five algorithms, and one or two of what goes another way, by way of device memory too."""
     made = [cases.looped(kind, algorithm, ranks, (204,)) for ranks in (1, 2, 4, 8, 16) for kind, algorithm in MEASURES]
     made += [cases.looped("reduce", "global", 4), cases.looped("reduce_scatter", "bulk", 8, (416,))]
-    return [Soaked(case, case.build(pdl=True), {name: _zeros(*spec) for name, spec in case.outs.items()}) for case in made]
+    made += [cases.looped(kind, algorithm, ranks, shape, op) for kind, algorithm, ranks, shape, op in OTHERS]
+    outs = [{name: _zeros(*spec) for name, spec in case.outs.items()} for case in made]
+    return [Soaked(case, case.build(pdl=True), case.inputs(1)[1:], each) for case, each in zip(made, outs, strict=True)]
 
 
 def _zeros(dtype: str, shape: tuple[int, ...]) -> Any:
@@ -63,7 +73,7 @@ def record(kernels: list[Soaked], draw: random.Random) -> tuple[torch.cuda.CUDAG
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for (one, _), length in zip(plan, lengths, strict=True):
-            one.program.start(nobody, length, *one.outs.values())
+            one.program.start(nobody, length, *one.given, *one.outs.values())
     return graph, plan, [nobody, *lengths]
 
 
@@ -74,7 +84,7 @@ def soak(exchanges: int, seed: int) -> str:
     once = torch.tensor([1], dtype=torch.int32, device="cuda")
     nobody = torch.tensor((NONE, NONE), dtype=torch.int32, device="cuda")
     for one in kernels:  # loads it, which a capture must not
-        one.program.start(nobody, once, *one.outs.values())
+        one.program.start(nobody, once, *one.given, *one.outs.values())
         one.calls += 1
     torch.cuda.synchronize()
     done, began, kept = 0, time.perf_counter(), []

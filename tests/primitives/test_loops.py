@@ -15,12 +15,13 @@ from cases import Case
 from expect import no_local_memory, only_the_frames_cluster_barriers, ptx_has, right_and_repeatable
 
 from cfdsl.compiler.collective.protocol import Act
-from primitives import cta, exchange, grid, transfer
+from primitives import cta, exchange, grid, multicast, transfer
 
 ST_ASYNC = "st.async.shared::cluster.mbarrier::complete_tx::bytes"
+MULTICAST = "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
 COPY = "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes"
 WAIT = "mbarrier.try_wait.parity.shared.b64"
-EACH_ALGORITHM = [case for case in cases.LOOPS if case.cluster == 4 and not {"max", "min"} & set(case.name.split())]
+EACH_ALGORITHM = [case for case in cases.LOOPS if case.cluster == 4]
 
 
 @pytest.mark.compile
@@ -34,6 +35,10 @@ EACH_ALGORITHM = [case for case in cases.LOOPS if case.cluster == 4 and not {"ma
         ("reduce sum f32 by global", {WAIT: 0, "red.release.gpu.global.add.s32": 1, "ld.acquire.gpu.global.b32": 1}),
         ("reduce_scatter sum f32 by push", {WAIT: 1, ST_ASYNC + ".v4.b32": None}),
         ("gather f32 by bulk", {WAIT: 1, COPY: 1}),
+        ("gather f32 by multicast", {WAIT: 1, MULTICAST: 1, COPY: 0}),
+        ("reduce sum f32 in a register by push", {WAIT: 1, ST_ASYNC + ".b32": 1, ST_ASYNC + ".v4.b32": 0}),
+        ("reduce lse f32 by push", {WAIT: 1, "ex2.approx.ftz.f32": 4, "rcp.rn.f32": 1}),  # a weight for each rank
+        ("reduce lse f32 by doubling", {WAIT: 2, "ex2.approx.ftz.f32": 4, "rcp.rn.f32": 1}),  # two for each round; divided in the last
         ("broadcast f32 by push", {WAIT: 3, ST_ASYNC + ".b32": None}),  # acknowledgements before a push and at the end, and the row
     ],
 )
@@ -44,16 +49,19 @@ def test_instructions(name: str, wanted: dict[str, int | None]) -> None:
     no_local_memory(program)
 
 
-def recorded(case: Case) -> list[tuple[str, int]]:
-    """What a case's kernel does as it is traced: acts of a protocol with their bytes, those inside of others left out."""
-    acts: list[tuple[str, int]] = []
+Made = tuple[str, int, int]  # what is done, its bytes, and the bytes from one peer's row to the next in the source
+
+
+def recorded(case: Case) -> list[Made]:
+    """What a case's kernel does as it is traced: acts of a protocol, those inside of others left out."""
+    acts: list[Made] = []
     inside = 0
 
-    def recording(name: str, original: Any, nbytes: Callable[..., int]) -> Any:
+    def recording(name: str, original: Any, sizes: Callable[..., tuple[int, int]]) -> Any:
         def patched(*args: Any) -> Any:
             nonlocal inside
             if not inside:
-                acts.append((name, nbytes(*args)))
+                acts.append((name, *sizes(*args)))
             inside += 1
             try:
                 return original(*args)
@@ -62,35 +70,50 @@ def recorded(case: Case) -> list[tuple[str, int]]:
 
         return patched
 
-    def none(*args: Any) -> int:
-        return 0
+    def none(*args: Any) -> tuple[int, int]:
+        return 0, 0
+
+    def rows(src: Any, step: int, dst: Any, nbytes: int, *args: Any) -> tuple[int, int]:
+        return nbytes, 4 * step
+
+    def multicasts(src: Any, dst: Any, n: int, *args: Any) -> tuple[int, int]:
+        return n * src.element_type.width // 8, 0
 
     with contextlib.ExitStack() as stack:
-        for module, attribute, name, nbytes in (
+        for module, attribute, name, sizes in (
             (cta, "consumer_sync", "sync", none), (transfer, "fence", "fence", none), (exchange, "wait", "wait", none),
-            (exchange, "arm", "arm", lambda mbar, n: n), (grid, "meet", "meet", none), (transfer, "push", "push", lambda *args: args[3]),
-            (transfer, "push_to", "push", lambda *args: args[2]), (transfer, "bulk", "push", lambda *args: args[3]),
-            (exchange, "push1", "push", lambda *args: 4),
+            (exchange, "arm", "arm", lambda mbar, n: (n, 0)), (grid, "meet", "meet", none), (transfer, "push", "push", rows),
+            (transfer, "push_to", "push", lambda *args: (args[2], 0)), (transfer, "bulk", "push", rows),
+            (exchange, "push1", "push", lambda *args: (4, 0)), (multicast, "gather", "push", multicasts),
         ):  # fmt: skip
-            stack.enter_context(mock.patch.object(module, attribute, recording(name, getattr(module, attribute), nbytes)))
+            stack.enter_context(mock.patch.object(module, attribute, recording(name, getattr(module, attribute), sizes)))
         case.build()
     return acts
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("case", EACH_ALGORITHM, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", cases.LOOPS, ids=lambda case: case.name)
 def test_the_primitives_do_what_the_protocol_says(case: Case) -> None:
     """Act by act, with the same bytes: what was proved of the protocol holds for the code."""
-    protocol = case.constants[0].protocol
+    made = case.constants[0]
+    protocol = made.protocol
     outside = ("read", "write")
 
-    def listed(acts: tuple[Act, ...]) -> list[tuple[str, int]]:
+    def listed(acts: tuple[Act, ...]) -> list[Made]:
         own = [a for a in acts if a.do not in outside and not a.caller]
-        return [(a.do, protocol.tx[a.round] if a.do == "arm" else a.nbytes) for a in own]
+        return [(a.do, protocol.tx[a.round] if a.do == "arm" else a.nbytes, a.step) for a in own]
 
-    made = [("arm", nbytes) for nbytes in protocol.tx for _ in range(protocol.sets)]
-    callers = ("sync", 0)  # the kernel's own, before it looks at the result
-    assert recorded(case) == [*made, *listed(protocol.acts), callers, *listed(protocol.ending)]
+    first = [("arm", nbytes, 0) for nbytes in protocol.tx for _ in range(protocol.sets)]
+    at_once = made.scalar or made.algorithm == "multicast"
+    callers = [] if at_once else [("sync", 0, 0)]  # the kernel's own, before it looks at the result
+    assert recorded(case) == [*first, *listed(protocol.acts), *callers, *listed(protocol.ending)]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("asked", soak.OTHERS, ids=lambda asked: " ".join(map(str, asked)))
+def test_what_soaks_beside_the_measures_compiles(asked: tuple[Any, ...]) -> None:
+    kind, algorithm, ranks, shape, op = asked
+    only_the_frames_cluster_barriers(cases.looped(kind, algorithm, ranks, shape, op).build(pdl=True))
 
 
 @pytest.mark.gpu

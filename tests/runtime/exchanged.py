@@ -38,7 +38,7 @@ def wanted(request: Collective, given: list[Tensor]) -> tuple[Tensor, Tensor]:
         ml = given[1].double()
         weight = torch.exp2(ml[..., 0] - ml[..., 0].amax(1, keepdim=True))
         y = (weight[..., None] * x).sum(1) / (weight * ml[..., 1]).sum(1)[..., None]
-        bound = 1e-5 * (1 + y.abs())
+        bound = 1e-5 * (1 + y.abs()) + (ROUNDING[request.dtype] * y.abs() if request.dtype != "f32" else 0.0)
     elif request.op == "sum":
         y, bound = x.sum(1), ROUNDING[request.dtype] * x.sum(1).abs() + 16 * 2**-24 * x.abs().sum(1) + 1e-7 * (request.dtype == "f16")
     else:

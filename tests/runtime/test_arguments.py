@@ -102,14 +102,29 @@ def test_wrong_names_are_all_reported() -> None:
     assert [error.message for error in caught.value.errors] == [
         "argument 'x' must be given once, got a value by position and one by name.",
         "argument 'cach_k' must be one of x, cache_k, cache_v, pos, got an unknown name.",
+        "argument 'x' must be a bfloat16 tensor of shape (1, 64), got a int.",
         "argument 'cache_k' must be a bfloat16 tensor of shape (1, 2, tokens, 64), got nothing.",
+        "argument 'cache_v' must be a bfloat16 tensor of shape (1, 2, tokens, 64), got a int.",
+        "argument 'pos' must be an int32 tensor of shape (1,), got nothing.",
+    ]
+
+
+def test_what_is_missing_does_not_hide_what_is_wrong() -> None:
+    given = {**good(), "x": torch.zeros(1, 64), "cache_k": torch.zeros(1, 2, 6, 64, dtype=torch.bfloat16)}
+    del given["pos"]
+    with pytest.raises(Errors) as caught:
+        in_order(SPECS, (), given, "cpu")
+    assert [error.message for error in caught.value.errors] == [
+        "argument 'x' must be a bfloat16 tensor of shape (1, 64), got dtype float32.",
+        "argument 'cache_v' must be a bfloat16 tensor of shape (1, 2, tokens, 64) with tokens = 6, as in 'cache_k', "
+        "got shape (1, 2, 7, 64).",
         "argument 'pos' must be an int32 tensor of shape (1,), got nothing.",
     ]
 
 
 def test_too_many_positional_arguments() -> None:
     with pytest.raises(ArgumentError, match=r"4 arguments \(x, cache_k, cache_v, pos\), got 5 of them"):
-        in_order(SPECS, (1, 2, 3, 4, 5), {})
+        in_order(SPECS, (*good().values(), 5), {}, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,9 @@ class FakeKernel:
         given["cache_v"].copy_(want["cache_v"])
         self.launches += 1
 
+    def bind(self, *args: torch.Tensor) -> Callable[[], None]:
+        return lambda: self(*args)
+
     def status(self, clear: bool = False) -> tuple[str, ...]:
         return ()
 

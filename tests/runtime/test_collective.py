@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,28 @@ def test_lse_takes_the_statistics_and_off_chip_has_a_workspace() -> None:
 
 
 @pytest.mark.compile
+@pytest.mark.parametrize("algorithm", ["push", "bulk", "scatter_gather", "doubling", "global"])
+def test_lse_of_halves_is_in_float32_between_its_ends(algorithm: str) -> None:
+    kernel = cf.collective("reduce", op="lse", shape=(8, 68), dtype="bf16", cluster=4, algorithm=algorithm, part=PART)
+    assert [(arg.name, arg.dtype) for arg in kernel.args] == [("x", "bf16"), ("ml", "f32"), ("y", "bf16")]
+    assert "ld.global.b16" in kernel.ptx
+    assert len(re.findall(r"st\.global\.v2\.b32", kernel.ptx)) == 1, "y is written four halves at a time"
+    assert kernel.ptx.count("cvt.rn.bf16x2.f32") == 2, "each element of y is rounded once"
+    assert (kernel.spills, kernel.stack) == (0, 0)
+    wide = cf.collective("reduce", op="lse", shape=(8, 68), cluster=4, algorithm=algorithm, part=PART)
+    assert (kernel.bytes_pushed, kernel.smem_bytes) == (wide.bytes_pushed, wide.smem_bytes)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(("algorithm", "warps"), [("multicast", 2), ("push", 1), ("global", 8)])
+def test_a_kernel_has_the_warps_that_it_was_asked_for(algorithm: str, warps: int) -> None:
+    kernel = cf.collective("gather", shape=(512,), cluster=4, algorithm=algorithm, warps=warps, part=PART)
+    assert f".reqntid {32 * warps}" in kernel.ptx
+    assert kernel.config.warps == warps
+    assert f"{warps} warps" in kernel.stages["choice"]
+
+
+@pytest.mark.compile
 def test_arguments_are_checked_as_those_of_fusions() -> None:
     kernel = cf.collective("gather", shape=(8,), cluster=2, algorithm="push", part=PART)
     with pytest.raises(Errors, match=r"(?s)'x' must be.*float32 tensor of shape \(1, 2, 8\).*'y' must be.*\(1, 2, 16\)"):
@@ -92,6 +115,49 @@ def test_a_missing_target_hides_no_other_mistake(monkeypatch: pytest.MonkeyPatch
     assert type(target) is (UnknownPart if part else NoTarget)
     with pytest.raises((NoTarget, UnknownPart)):
         cf.collective("reduce", shape=(4,), cluster=4, part=part)
+
+
+@pytest.mark.parametrize("value", [[], {}, None, 2.0, "2"])
+def test_values_of_any_type_are_mistakes_and_no_tracebacks(value: object) -> None:
+    asked: dict[str, Any] = {"kind": value, "op": value, "shape": (8,), "dtype": value, "cluster": value, "part": PART}
+    wrong = ["kind", "op", "dtype", "cluster"]
+    for ask, more in ((cf.collective_algorithms, {}), (cf.collective, {"clusters": value, "repeat": value})):
+        with pytest.raises(Errors) as caught:
+            ask(**asked, **more)  # type: ignore[operator]
+        assert [error.argument for error in caught.value.errors] == [*wrong, *more]
+    with pytest.raises(ArgumentError, match="'algorithm' must be one of push"):
+        cf.collective("reduce", shape=(8,), cluster=2, algorithm=value or [], part=PART)  # type: ignore[arg-type]
+
+
+def test_a_part_is_a_part_a_name_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    says = r"'part' must be a Part, the name of one \(h100-sxm, .*\), or None for the GPU at hand, got 3"
+    for ask in (cf.collective, cf.collective_algorithms):
+        with pytest.raises(ArgumentError, match=says):
+            ask("reduce", shape=(8,), cluster=2, part=3)
+        with pytest.raises(NoTarget):
+            ask("reduce", shape=(8,), cluster=2, part=None)
+
+
+@pytest.mark.compile
+def test_arguments_that_are_no_tensors_are_named() -> None:
+    kernel = cf.collective("gather", shape=(8,), cluster=2, algorithm="push", part=PART)
+    for wrong, got in (("a", "a str"), (None, "None")):
+        with pytest.raises(Errors, match=rf"(?s)'x' must be a float32 tensor of shape \(1, 2, 8\), got {got}.*'y' must be.*got {got}"):
+            kernel(wrong, wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("repeat", "timed", "says"),
+    [
+        (0, False, "an integer from 1 to 2147483647 (calls are counted in 32 bits), got 0"),
+        (2**31, False, "an integer from 1 to 2147483647 (calls are counted in 32 bits), got 2147483648"),
+        (2**16 + 1, True, "an integer from 1 to 65536 with timed=True (cycles are counted in 32 bits), got 65537"),
+    ],
+)
+def test_how_many_exchanges_a_launch_may_do(repeat: int, timed: bool, says: str) -> None:
+    with pytest.raises(ArgumentError, match=re.escape(f"argument 'repeat' must be {says}")):
+        cf.collective("reduce", shape=(8,), cluster=2, repeat=repeat, timed=timed, part=PART)
 
 
 def test_which_algorithms() -> None:

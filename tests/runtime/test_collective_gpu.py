@@ -19,7 +19,11 @@ PLAIN = [(op, dtype) for op in ("sum", "max", "min") for dtype in WIDTH]
 
 
 def requests(kind: str, cluster: int) -> list[Collective]:
-    """All operators and types with 4 ranks, some of them with other sizes; shapes with tails and without, repeats of both parities."""
+    """All operators and types with 4 ranks, some of them with other sizes; shapes with tails and without, repeats of both parities.
+
+    Softmax terms so often that each of their barriers is waited for twice and more, and of each type in turn: halves become float32 on
+    their way in, and are rounded on their way out.
+    """
     pairs = PLAIN if kind.startswith("reduce") else PLAIN[:3]
     if cluster != 4:
         start = SIZES.index(cluster)
@@ -29,14 +33,15 @@ def requests(kind: str, cluster: int) -> list[Collective]:
         shape = ((16, 3), (32, 8))[number % 2] if kind == "reduce_scatter" else ((35, 2), (4, 96), (1024,))[number % 3]
         found.append(Collective(kind, op, shape, dtype, cluster, CLUSTERS, repeat=1 + number % 4))
     if kind.startswith("reduce"):
-        found.append(Collective(kind, "lse", (16, 64), "f32", cluster, CLUSTERS, repeat=2))
+        dtypes = tuple(WIDTH) if cluster == 4 else tuple(WIDTH)[SIZES.index(cluster) % 3 :][:1]
+        found += [Collective(kind, "lse", (16, 68), dtype, cluster, CLUSTERS, repeat=5) for dtype in dtypes]
     return found
 
 
 def kernel_of(request: Collective, algorithm: str | None) -> cf.Kernel:
     return cf.collective(
         request.kind, op=request.op, shape=request.shape, dtype=request.dtype, cluster=request.cluster, clusters=request.clusters,
-        algorithm=algorithm, repeat=request.repeat, timed=request.timed,
+        algorithm=algorithm, repeat=request.repeat, timed=request.timed, warps=request.warps,
     )  # fmt: skip
 
 
@@ -78,6 +83,14 @@ def test_one_word(cluster: int) -> None:
         right(Collective("reduce", op, (1,), "f32", cluster, CLUSTERS, repeat=3), "push")
     right(Collective("reduce", "sum", (2,), "bf16", cluster, CLUSTERS, repeat=2), None)
     right(Collective("gather", "sum", (1,), "f32", cluster, CLUSTERS, repeat=2), None)
+
+
+@pytest.mark.parametrize("warps", [1, 8])
+def test_any_number_of_warps(warps: int) -> None:
+    """As few and as many as can be asked for, where each thread has something of its own to do: a peer of 16, a copy, a vector of many."""
+    asked = (("gather", "bulk", 64, 16), ("gather", "multicast", 512, 4), ("reduce", "scatter_gather", 512, 4), ("reduce", "push", 1, 16))
+    for kind, algorithm, size, cluster in asked:
+        right(Collective(kind, "sum", (size,), "f32", cluster, CLUSTERS, repeat=4, warps=warps), algorithm)
 
 
 @pytest.mark.parametrize(

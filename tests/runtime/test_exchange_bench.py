@@ -13,8 +13,9 @@ import torch
 from cfdsl.compiler.parts import PARTS
 from cfdsl.errors import UnknownPart
 from cfdsl.runtime import measure
+from cfdsl.runtime.arguments import DTYPES
 from cfdsl.runtime.exchange_bench import run, timing
-from cfdsl.runtime.exchange_bench.cases import DEFAULT, OPERATORS, PAYLOADS, Case, Grid, expand, grids, resident
+from cfdsl.runtime.exchange_bench.cases import BASES, DEFAULT, OPERATORS, PAYLOADS, Case, Grid, expand, grids, resident
 from cfdsl.runtime.exchange_bench.reference import expected, inputs, largest_error, tolerance
 from cfdsl.runtime.exchange_bench.warm import warm
 
@@ -48,9 +49,18 @@ def test_the_default_grid_is_every_algorithm_of_two_operators_and_the_chosen_one
     cases, left_out = expand(DEFAULT, H100, possible)
     for operator, cluster, names in (("gather", 8, [None, "push", "bulk", "global"]), ("lse", 4, [None, "global"]), ("lse", 8, [])):
         assert [case.algorithm for case in cases if (case.operator, case.cluster, case.payload) == (operator, cluster, 512)] == names
-    assert {case.operator for case in cases} == {"sum", "gather", "max", "lse", "reduce_scatter", "broadcast"}
+    assert {case.operator for case in cases} == set(OPERATORS)
     assert left_out == ["reduce_scatter of 4 B over 4: no algorithm can do it"]
     assert len(set(cases)) == len(cases)
+
+
+def test_the_page_says_what_the_grids_have() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "collectives.md").read_text()
+    for grid in (*DEFAULT, BASES["quick"], BASES["full"]):
+        payloads = [f"{n >> 10}K" if n >= 1024 else str(n) for n in grid.payloads]
+        cells = [", ".join(map(str, axis)) for axis in (grid.operators, grid.cluster_sizes, payloads, grid.algorithms)]
+        assert f"| {' | '.join(cells)} |" in page
+    assert {case.dtype for case in expand((*DEFAULT, BASES["full"]), H100, possible)[0]} == {"f32"}
 
 
 def test_clusters_are_those_that_the_part_holds() -> None:
@@ -110,6 +120,18 @@ def test_who_holds_what_afterwards() -> None:
     }
     for operator, values in want.items():
         assert expected(Case(operator, 2, 8, 1), (x,)).tolist() == [values], operator
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_lse_of_halves(dtype: str) -> None:
+    """x is of the type, ml is not, and what must come out is rounded to the type at most."""
+    case = Case("lse", 4, 2048, 2, dtype=dtype)
+    assert case.shape == (8, 128)
+    x, ml = inputs(case, "cpu")
+    assert (x.dtype, ml.dtype, ml.shape) == (DTYPES[dtype], torch.float32, (2, 4, 8, 2))
+    want = expected(case, (x, ml))
+    error = largest_error(want.to(DTYPES[dtype]), want)
+    assert 0 < error <= tolerance(case)
 
 
 def test_lse_weighs_by_powers_of_two_and_normalises() -> None:

@@ -14,12 +14,24 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import cfdsl as cf
-from cfdsl.errors import ArgumentError, CacheFull, ColdCompileInCapture, Errors, NoTarget, NotResident, UnknownOption, UnknownPart
+from cfdsl.errors import (
+    ArgumentError,
+    CacheFull,
+    ColdCompileInCapture,
+    Errors,
+    NoTarget,
+    NotResident,
+    SharedMemoryExceeded,
+    UnknownOption,
+    UnknownPart,
+)
 from cfdsl.runtime import DamagedCacheEntry, build, compile, device, from_lowered
-from cfdsl.runtime.arguments import argument_errors
+from cfdsl.runtime.arguments import call_errors
 from cfdsl.runtime.kernel import STATUS
+from fusions.attention_block import attention_block
 from fusions.rms_norm import rms_norm
 
 
@@ -133,7 +145,7 @@ def test_check_tells_arguments_and_contents_together(
     tensors["y"] = torch.zeros(1, 64, dtype=bf16)
     with pytest.raises(Errors, match="4 mistakes"):  # none is on a cuda device
         kernel.check(**tensors)
-    monkeypatch.setattr("cfdsl.runtime.kernel.argument_errors", partial(argument_errors, device_type="cpu"))
+    monkeypatch.setattr("cfdsl.runtime.kernel.call_errors", partial(call_errors, device_type="cpu"))
     kernel.check(**tensors)
     seen: list[set[str]] = []
 
@@ -146,6 +158,20 @@ def test_check_tells_arguments_and_contents_together(
         kernel.check(tensors["x"], w[:32], cache_k=tensors["cache_k"], y=tensors["y"])
     assert [type(error) for error in caught.value.errors] == [ArgumentError, CacheFull]
     assert seen == [{"x", "cache_k", "y"}]  # what is wrong in itself is not read
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(("value", "got"), [("a", "a str"), (None, "None"), (3, "a int")])
+def test_what_is_no_tensor_is_named(lower: Callable[..., Any], own_cache: Path, value: Any, got: str) -> None:
+    kernel = from_lowered(lower())
+    with pytest.raises(Errors) as caught:
+        kernel(value, value, value, value)
+    assert [(error.argument, error.got) for error in caught.value.errors] == [(name, got) for name in ("x", "w", "cache_k", "y")]
+    with pytest.raises(Errors, match=f"(?s)'x' must be a bfloat16 tensor of shape .*, got {got}.*'w' must be a tensor on a cuda device"):
+        kernel(value, torch.zeros(64, dtype=torch.bfloat16), value, value)
+    with FakeTensorMode(), pytest.raises(Errors) as caught:
+        kernel(torch.empty(1, 64, dtype=torch.bfloat16), torch.empty(8, dtype=torch.bfloat16), value, value)
+    assert [error.argument for error in caught.value.errors] == ["w", "cache_k", "y"]
 
 
 @cf.fusion
@@ -177,14 +203,44 @@ def test_getting_ready_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         cf.compile(rms_norm, "smollm2-135m", part="h100-sxm").prepare()
 
 
+def test_the_best_of_several_dataflows_is_the_cost_models() -> None:
+    """Rows over the grid for a large model, rows over a cluster for a small one; what does not fit is left out."""
+    among = ({"qkv": "grid"}, {"qkv": "rows"})
+    where = {"part": "h100-sxm", "sizes": {"tokens": 1024}}
+    assert cf.best_options(attention_block, "llama-2-7b", among=among, **where) == {"qkv": "grid"}
+    assert cf.best_options(attention_block, "smollm2-135m", among=among, **where) == {"qkv": "rows"}
+    alone = {"clusters": 32, "splits": 1}  # one cluster per head, which rows over the grid may have too
+    assert cf.best_options(attention_block, "llama-2-7b", among=among, **where, **alone) == {"qkv": "rows"}
+    with pytest.raises(SharedMemoryExceeded, match="ring 262,144"):
+        cf.best_options(attention_block, "llama-2-7b", among=among, **where, stages=2, stage_bytes=131072)
+
+
 def test_unknown_part_and_unknown_settings() -> None:
     with pytest.raises(UnknownPart, match="h100-sxm"):
         compile(scale, "llama-2-7b", part="h1000")
+    says = r"argument 'part' must be a Part, the name of one \(h100-sxm, .*\), or None for the GPU at hand, got 3"
+    with pytest.raises(ArgumentError, match=says):
+        compile(scale, "llama-2-7b", part=3)  # type: ignore[arg-type]
     says = "the fusion scale has no option cluster_sise=4.*\n.*options are: qkv; fields of the config are: clusters, cluster_size, "
     with pytest.raises(UnknownOption, match=says):
         compile(scale, "llama-2-7b", part="h100-sxm", cluster_sise=4)
     with pytest.raises(Errors, match="2 mistakes"):
         compile(scale, "llama-2-7b", part="h100-sxm", cluster_sise=4, kvq="rows")
+
+
+def test_every_mistake_of_a_request_is_told_at_once() -> None:
+    with pytest.raises(Errors) as caught:
+        compile(attention_block, "never", 0, "f64", part="h1000", cluster_size=3, warps=7, foo=3, qkv="zz")
+    assert [(type(error).__name__, error.message.split(", it ")[0]) for error in caught.value.errors] == [
+        ("UnknownOption", "the fusion attention_block has no option foo=3."),
+        ("UnknownOption", "the fusion attention_block has no option qkv='zz'."),
+        ("ArgumentError", "argument 'batch' must be a positive number of sequences, got 0."),
+        ("ArgumentError", "argument 'dtype' must be 'bf16' or 'f16', got 'f64'."),
+        ("ClusterSizeUnsupported", "a cluster of 3 CTAs is not supported."),
+        ("ConfigError", "the config has warps=7"),
+        ("UnknownModel", "there is no model 'never': no preset has this name and no config.json lies there."),
+        ("UnknownPart", "there is no part 'h1000'."),
+    ]
 
 
 def test_settings_are_dealt_out_to_options_and_config(monkeypatch: pytest.MonkeyPatch) -> None:

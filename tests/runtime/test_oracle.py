@@ -88,6 +88,8 @@ def test_what_cannot_be_placed_says_why() -> None:
         cf.oracle(attention_block, MODEL, clusters=2)
     with pytest.raises(UnknownOption, match="fields of the mesh are: clusters, cluster_size, splits"):
         cf.oracle(attention_block, MODEL, warps=4)
+    with pytest.raises(Errors, match="^4 mistakes"):
+        cf.oracle(attention_block, "never", 0, warps=4, qkv="zz")
 
 
 def test_bad_arguments_are_all_named_and_nothing_is_written() -> None:

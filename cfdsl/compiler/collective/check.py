@@ -3,11 +3,14 @@
 Every act of every rank is an event. What must have happened before an event is known from program order, consumer barriers, waits (which
 follow every push that the phase counts), and meetings; never from how fast somebody is. From that knowledge follows, or does not:
 
-    bytes      a phase is armed once, with exactly the bytes that are pushed to it, before any of them can land
+    bytes      a phase is armed once, with exactly the bytes that are pushed to it, after the phase before was waited for (another arrival
+               in a phase that still runs would end it early, or break the barrier) and before any of them can land
     phases     a push for the next phase of a barrier comes after every thread of its owner has seen the last one end
     reuse      a place is overwritten, by whomever, after everybody has read what was there
     reading    what is read or pushed has been written or has landed, is synchronised, and is fenced for the engine that copies it
     leaving    nobody exits before all that is sent to it has landed, and all that its engine reads has arrived
+
+That places have room for what is in them, `check_bytes` proves.
 
 `Run` is what a rank knows; an event's number in its rank is its time. A wait tells every thread; own events count for others only up to
 the last consumer barrier, as threads run apart in between.
@@ -19,6 +22,7 @@ import functools
 from collections.abc import Iterator
 
 from cfdsl.compiler.check import MAX_TX
+from cfdsl.compiler.collective.check_bytes import byte_faults
 from cfdsl.compiler.collective.events import Phase, Run, Sent, Slot, Use
 from cfdsl.compiler.collective.protocol import ARM, BULK, FENCE, MEET, PUSH, READ, SYNC, WAIT, WRITE, Act, Protocol
 from cfdsl.errors import CfdslError, PlanError, raise_all
@@ -122,10 +126,16 @@ class Proof:
         elif act.do == WAIT:
             self._wait(run, act, call)
         elif act.do == ARM:
-            rank, r, s, number = self.phase(run.rank, act, call)
-            self.arms.setdefault((rank, r, s, number + 1), []).append(run.at)
+            self._arm(run, act, call)
         elif act.do == MEET:
             self._meet(run, act, call)
+
+    def _arm(self, run: Run, act: Act, call: int) -> None:
+        """By thread 0, which knows what it has waited for itself, as all threads have."""
+        rank, r, s, number = phase = self.phase(run.rank, act, call)
+        if phase not in self.waits:
+            self.wrong(f"round {r} is armed again before its phase was waited for", f"rank {rank}, set {s}, phase {number}")
+        self.arms.setdefault((rank, r, s, number + 1), []).append(run.at)
 
     def _meet(self, run: Run, act: Act, call: int) -> None:
         """A consumer barrier, then everybody's knowledge as they came to it, then a consumer barrier."""
@@ -255,19 +265,7 @@ class Proof:
 
 def faults(protocol: Protocol) -> list[CfdslError]:
     """Everything that is wrong with a protocol."""
-    return [*Proof(protocol).run(), *_overlaps(protocol)]
-
-
-def _overlaps(protocol: Protocol) -> Iterator[CfdslError]:
-    """Buffers in the arena do not share bytes with each other or with the barriers, and start at multiples of 16."""
-    spans = [(0, 8 * protocol.mbars, "the barriers")]
-    spans += [(p.offset, p.offset + p.nbytes * p.sets, p.name) for p in protocol.places if p.in_arena]
-    for start, _, name in spans:
-        if start % 16:
-            yield PlanError(what=f"{name} is misplaced", sum=f"{start} % 16 = {start % 16}")
-    for (_, end, name), (start, _, following) in zip(sorted(spans), sorted(spans)[1:], strict=False):
-        if start < end:
-            yield PlanError(what=f"{name} and {following} overlap", sum=f"{start} < {end}")
+    return [*Proof(protocol).run(), *byte_faults(protocol)]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cfdsl.compiler.collective.design import Design
@@ -11,6 +11,8 @@ from cfdsl.compiler.collective.protocol import BULK, EACH, MEET, MULTICAST, OTHE
 from cfdsl.compiler.collective.request import WIDTH, Collective, mistakes
 from cfdsl.compiler.parts import Part
 from cfdsl.errors import AlgorithmUnsupported, ArgumentError, CfdslError, raise_all
+
+TIE = 0.01  # of the least estimate: no estimate is so good that such a difference would mean anything
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,17 @@ def candidates(request: Collective, part: Part) -> tuple[Candidate, ...]:
     return tuple(found)
 
 
+def ranked(found: Iterable[Candidate]) -> list[Candidate]:
+    """Those that are possible, fastest by estimate first; of those that tie with it, the one with fewest rounds and barriers is the first.
+
+    That is their order in ALGORITHMS. With 2 ranks recursive doubling sends as much as a push does, one barrier later.
+    """
+    order = sorted((c for c in found if c.design is not None), key=lambda c: c.each)
+    ties = [c for c in order if c.each <= (1 + TIE) * order[0].each]
+    first = sorted(ties, key=lambda c: ALGORITHMS.index(c.algorithm))[:1]
+    return [*first, *(c for c in order if c not in first)]
+
+
 def asked_wrongly(request: Collective, part: Part, algorithm: str | None) -> Iterator[CfdslError]:
     """Everything that is wrong with asking for this, before any algorithm is weighed."""
     yield from mistakes(request, part)
@@ -62,11 +75,12 @@ def choose(request: Collective, part: Part, algorithm: str | None = None) -> tup
     """The design to use, the fastest by estimate or the one that is asked for, and all that were weighed. Raises all mistakes at once."""
     raise_all(asked_wrongly(request, part, algorithm))
     found = candidates(request, part)
-    possible = {c.algorithm: c for c in found if c.design is not None and c.cycles is not None}
+    possible = {c.algorithm: c for c in found if c.design is not None}
     if algorithm not in (*possible, None) or not possible:
         reasons = [(c.algorithm, reason) for c in found if algorithm in (None, c.algorithm) for reason in c.reasons]
-        raise AlgorithmUnsupported(request=request.text, algorithm=algorithm, reasons=reasons, possible=tuple(possible))
-    best = possible[algorithm] if algorithm else min(possible.values(), key=lambda c: c.each)
+        grows = request.kind == "gather" and request.cluster > 1
+        raise AlgorithmUnsupported(request=request.text, algorithm=algorithm, reasons=reasons, possible=tuple(possible), grows=grows)
+    best = possible[algorithm] if algorithm else ranked(found)[0]
     assert best.design is not None
     return best.design, found
 
@@ -124,7 +138,7 @@ def _folded_bytes(made: Design) -> int:
 def explain(found: tuple[Candidate, ...], chosen: Design) -> str:
     """What was weighed, fastest first, then what was refused and why."""
     lines = [f"{chosen.request.text}: {chosen.algorithm}, {chosen.warps} warps, {chosen.smem_bytes:,} B of shared memory"]
-    for c in sorted((c for c in found if c.cycles is not None), key=lambda c: c.each):
+    for c in ranked(found):
         assert c.design is not None
         moved = f"pushes {c.design.bytes_pushed:,} B, device memory {c.design.bytes_global:,} B"
         lines.append(f"  {c.algorithm:15} {c.cycles:8,.0f} cycles expected, {c.bring:,.0f} a launch before the first; {moved}")

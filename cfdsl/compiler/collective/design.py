@@ -36,7 +36,7 @@ class Design:
 
     @property
     def result_stride(self) -> int:
-        return stride(self.result_piece, self.request.width)
+        return stride(self.result_piece, WIDTH[self.request.held])
 
     @property
     def source_stride(self) -> int:
@@ -44,8 +44,8 @@ class Design:
         return self.run_stride(self.request.payload)
 
     def run_stride(self, n: int) -> int:
-        """Elements that a run of `n` of the payload's type takes: whole vectors."""
-        return stride(n, self.request.width)
+        """Elements that a run of `n` takes in shared memory: whole vectors."""
+        return stride(n, WIDTH[self.request.held])
 
     @property
     def scalar(self) -> bool:
@@ -77,14 +77,14 @@ class Design:
             return -(-whole // ranks)
         if not self.offchip:
             return 0
-        row = request.width
+        row = WIDTH[self.sent_dtype]
         written = self.source_pieces * self.sent_stride * row
         read = self.sent_stride * row * (1 if request.kind == "broadcast" else ranks)
         return written + read
 
     def workspace_words(self) -> int:
         """f32 of device memory for rows on their way: two sets, a row of each rank of each cluster."""
-        row = self.source_pieces * self.sent_stride * self.request.width // 4
+        row = self.source_pieces * self.sent_stride * WIDTH[self.sent_dtype] // 4
         return 2 * self.request.clusters * self.request.cluster * row
 
 

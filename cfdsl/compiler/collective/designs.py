@@ -27,10 +27,9 @@ from cfdsl.compiler.collective.protocol import (
     Protocol,
     wait,
 )  # fmt: skip
-from cfdsl.compiler.collective.request import TERM_TAIL, Collective
+from cfdsl.compiler.collective.request import TERM_TAIL, WARPS, WIDTH, Collective
 
 ALGORITHMS = ("push", "bulk", "scatter_gather", "doubling", "multicast", "global")
-MAX_THREADS = 256
 ACK_BYTES = 4
 STAYS_BYTES = 1024  # of a row: from here on its own way costs more than the consumer barrier that it takes to leave it at home
 
@@ -70,11 +69,16 @@ _CALLER_WRITES = Act(WRITE, ("src",))  # anew for each call
 _BEFORE = (_CALLER_WRITES,)  # once: bulk copies read a source until they have landed; who changes it has two in turn, broadcasts three
 
 
+def _taken(landed: tuple[str, ...]) -> tuple[Act, ...]:
+    """A result where it has landed is read at once, and until the next call: before and behind the barrier that is owed to the source."""
+    return Act(READ, landed), _CALLERS, Act(READ, landed)
+
+
 def _sources(request: Collective) -> tuple[int, int, int]:
     """(pieces, elements of one, their width) of what a rank sends: one to each peer in a reduce-scatter, else one in all."""
     n = request.heads * (request.dim + TERM_TAIL) if request.lse else request.payload
     pieces = request.cluster if request.kind == "reduce_scatter" else 1
-    return pieces, n // pieces, request.width
+    return pieces, n // pieces, WIDTH[request.held]
 
 
 def _results(request: Collective) -> tuple[int, int]:
@@ -90,11 +94,8 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def _warps(vectors: int) -> int:
-    """Consumer warps for so many vectors of work: two to a thread, a power of two of warps."""
-    warps = 1
-    while 32 * warps < MAX_THREADS and 64 * warps < vectors:
-        warps *= 2
-    return warps
+    """Consumer warps for so many vectors of work: two to a thread, but for the largest."""
+    return next((warps for warps in WARPS if 64 * warps >= vectors), WARPS[-1])
 
 
 def place_all(protocol: Protocol) -> tuple[Protocol, int]:
@@ -110,7 +111,7 @@ def place_all(protocol: Protocol) -> tuple[Protocol, int]:
 def _made(request: Collective, algorithm: str, protocol: Protocol, work: int, sent: int, dtype: str, pieces: int) -> Design:
     protocol, smem = place_all(protocol)
     result_pieces, result_piece = _results(request)
-    return Design(request, algorithm, protocol, _warps(work), smem, sent, dtype, pieces, result_pieces, result_piece)
+    return Design(request, algorithm, protocol, request.warps or _warps(work), smem, sent, dtype, pieces, result_pieces, result_piece)
 
 
 # ---- one round, everybody to everybody ---------------------------------------------------------------------------------------------
@@ -123,7 +124,8 @@ def _one_round(request: Collective, algorithm: str) -> Design:
         return _scalar(request, algorithm)
     row, nbytes = padded(n * width), word_bytes(n, width)
     stays = _stays(ranks, nbytes)
-    push = Act(PUSH, ("src",), 0, nbytes, OTHERS if stays else EACH, "box", BULK if bulk else ST_ASYNC)
+    by, step = BULK if bulk else ST_ASYNC, row if request.kind == "reduce_scatter" else 0
+    push = Act(PUSH, ("src",), 0, nbytes, OTHERS if stays else EACH, "box", by, step=step, apart=row)
     result_pieces, result_n = _results(request)
     out = padded(result_pieces * stride(result_n, width) * width)
     places = [Place("src", pieces * row), Place("box", ranks * row, 2)]
@@ -134,9 +136,9 @@ def _one_round(request: Collective, algorithm: str) -> Design:
         places.append(Place("out", out))
         acts += [Act(READ, landed), Act(WRITE, ("out",)), _CALLERS, Act(READ, ("out",))]
     else:
-        acts += [Act(READ, landed), _CALLERS]
+        acts += _taken(landed)
     protocol = Protocol(ranks, ((ranks - stays) * nbytes,), 2, tuple(places), tuple(acts), before=_BEFORE if bulk else (), closes=bulk)
-    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, pieces)
+    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.held, pieces)
 
 
 def _stays(ranks: int, nbytes: int) -> bool:
@@ -153,7 +155,7 @@ def _scalar(request: Collective, algorithm: str) -> Design:
     """One f32, from a register to a register; each result is also kept in memory, or the compiler would drop all additions but the last."""
     ranks = request.cluster
     places = (Place("box", padded(4 * ranks), 2), Place("kept", VECTOR))
-    push = Act(PUSH, (), 0, 4, EACH, "box", ST_ASYNC)
+    push = Act(PUSH, (), 0, 4, EACH, "box", ST_ASYNC, apart=4)
     acts = (Act(SYNC), push, Act(WAIT), Act(READ, ("box",)), Act(ARM), Act(WRITE, ("kept",)))
     protocol = Protocol(ranks, (4 * ranks,), 2, places, acts)
     return _made(request, algorithm, protocol, 1, 1, request.dtype, 1)
@@ -167,16 +169,15 @@ def _broadcast(request: Collective, algorithm: str) -> Design:
         *wait(1, only=ROOT, lag=2),
         Act(FENCE) if bulk else _CALLER_WRITES,
         Act(SYNC),
-        Act(PUSH, (), 1, ACK_BYTES, ROOT, "ack", ST_ASYNC, lag=1),
+        Act(PUSH, (), 1, ACK_BYTES, ROOT, "ack", ST_ASYNC, lag=1, apart=ACK_BYTES),
         Act(PUSH, ("src",), 0, nbytes, EACH, "box", BULK if bulk else ST_ASYNC, only=ROOT),
         *wait(0),
-        Act(READ, ("box",)),
-        _CALLERS,
+        *_taken(("box",)),
     )
     places = (Place("src", row), Place("box", row, 2), Place("ack", ranks * ACK_BYTES, 2))
     tx, before = (nbytes, ranks * ACK_BYTES), _BEFORE if bulk else ()
     protocol = Protocol(ranks, tx, 2, places, acts, before=before, ending=wait(1, only=ROOT, lag=2), closes=bulk)
-    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, 1)
+    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.held, 1)
 
 
 def _multicast(request: Collective, algorithm: str) -> Design:
@@ -185,7 +186,7 @@ def _multicast(request: Collective, algorithm: str) -> Design:
     nbytes = n * request.width
     push = Act(PUSH, (), 0, nbytes, EACH, "box", MULTICAST)
     protocol = Protocol(ranks, (nbytes,), 2, (Place("box", nbytes, 2),), (Act(SYNC), push, *wait(0), Act(READ, ("box",))))
-    return _made(request, algorithm, protocol, nbytes // VECTOR, n, request.dtype, 0)
+    return _made(request, algorithm, protocol, nbytes // VECTOR, n, request.held, 0)
 
 
 # ---- several rounds ----------------------------------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ def _multicast(request: Collective, algorithm: str) -> Design:
 
 def _scatter_gather(request: Collective, algorithm: str) -> Design:
     """Pieces of whole vectors (LSE: of whole heads); the last ones may be past the payload's end and mean nothing."""
-    ranks, width = request.cluster, request.width
+    ranks, width = request.cluster, WIDTH[request.held]
     unit = request.dim + TERM_TAIL if request.lse else VECTOR // width
     n = -(-_sources(request)[1] // ranks // unit) * unit if request.lse else -(-request.payload // (ranks * unit)) * unit
     out = n // unit * request.dim if request.lse else n
@@ -203,19 +204,19 @@ def _scatter_gather(request: Collective, algorithm: str) -> Design:
     acts = (
         _CALLER_WRITES,
         Act(SYNC),
-        Act(PUSH, ("src",), 0, row, to, "box", ST_ASYNC),
+        Act(PUSH, ("src",), 0, row, to, "box", ST_ASYNC, step=row, apart=row),
         *_own(stays, "own", 0),
         Act(READ, ("box", "own") if stays else ("box",)),
         Act(WRITE, ("mid",)),
         Act(SYNC),
-        Act(PUSH, ("mid",), 1, out_row, to, "out", ST_ASYNC),
+        Act(PUSH, ("mid",), 1, out_row, to, "out", ST_ASYNC, apart=out_row),
         *_own(stays, "reduced", 1),
         Act(READ, ("out", "reduced") if stays else ("out",)),
     )
     places = [Place("src", ranks * row), Place("box", ranks * row), Place("mid", out_row), Place("out", ranks * out_row)]
     places += [Place("own", row, part_of="box"), Place("reduced", out_row, part_of="out")] if stays else []
     protocol = Protocol(ranks, ((ranks - stays) * row, (ranks - stays) * out_row), 1, tuple(places), acts)
-    made = _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, ranks)
+    made = _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.held, ranks)
     return replace(made, result_piece=out, result_pieces=ranks)
 
 
@@ -256,7 +257,7 @@ def _doubling_gather(request: Collective, algorithm: str) -> Design:
     protocol = Protocol(
         ranks, tuple(row << r for r in range(rounds)), 2, (Place("src", row), Place("box", ranks * row, 2), *parts), tuple(acts)
     )
-    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, 1)
+    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.held, 1)
 
 
 # ---- off chip ----------------------------------------------------------------------------------------------------------------------
@@ -284,7 +285,7 @@ def _global(request: Collective, algorithm: str) -> Design:
         Place("rows", pieces * row, 2, shared=True),
     )  # fmt: skip
     protocol = Protocol(ranks, (), 1, places, acts)
-    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.dtype, pieces)
+    return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.held, pieces)
 
 
 _DESIGNS: dict[str, Callable[[Collective, str], Design]] = {

@@ -18,7 +18,9 @@ class Act:
     """One thing that the consumer threads of a rank do in call i.
 
     do       sync: the consumer barrier. fence: the proxy fence, by each thread. write, read: own threads, of `places`.
-             push: `nbytes` of `places` to each of the ranks `to`, landing in `lands`, counted on the barrier of round `round`.
+             push: `nbytes` of `places` (none: of a register, or by multicast of device memory) to each of the ranks `to`, landing in
+             `lands`, counted on the barrier of round `round`. Peer p gets the bytes from p * `step` on; those of rank r land from
+             r * `apart` on.
              wait: for round `round` of call i - `lag`. arm: thread 0, the same barrier, for the next call that uses it.
              meet: all ranks' barrier in device memory
     only     "": every rank does it; "root": rank 0 alone
@@ -36,6 +38,8 @@ class Act:
     by: str = ""
     only: str = ""
     lag: int = 0
+    step: int = 0
+    apart: int = 0
     caller: bool = False
 
     @property
@@ -44,7 +48,8 @@ class Act:
         who = "rank 0: " if self.only else ""
         of = f" of call i - {self.lag}" if self.lag else ""
         if self.do == PUSH:
-            return f"{who}{self.by} {self.nbytes} B of {what or 'device memory'} to {self.to}, into {self.lands}, on round {self.round}{of}"
+            source = what or ("device memory" if self.by == MULTICAST else "a register")
+            return f"{who}{self.by} {self.nbytes} B of {source} to {self.to}, into {self.lands}, on round {self.round}{of}"
         if self.do in (WAIT, ARM):
             return f"{who}{self.do} round {self.round}{of}"
         return f"{who}{self.do} {what}".rstrip() + of
@@ -114,6 +119,10 @@ class Protocol:
             return act.nbytes
         chunks = act.nbytes // 16
         return 16 * ((rank + 1) * chunks // self.ranks - rank * chunks // self.ranks)
+
+    def landing(self, act: Act, rank: int) -> int:
+        """Where in its landing place the bytes of `rank` begin."""
+        return rank * act.apart if act.by != MULTICAST else 16 * (rank * (act.nbytes // 16) // self.ranks)
 
     def sent(self) -> int:
         """Bytes that go to other ranks in one call, of the rank that sends most."""

@@ -13,9 +13,12 @@ from cfdsl.errors import ArgumentError, CfdslError, ClusterSizeUnsupported, Shar
 
 KINDS = ("reduce", "reduce_scatter", "gather", "broadcast")
 OPERATORS = ("sum", "max", "min", "lse")
+WARPS = (1, 2, 4, 8)
 WIDTH = {"f32": 4, "bf16": 2, "f16": 2}
 LEAST_BYTES = 4
 MOST_ELEMENTS = 2**28  # of a tensor: offsets are 32-bit, and rows in device memory come in two sets and grow to four words an element
+MOST_REPEAT = 2**31 - 1  # calls are counted in 32 bits
+MOST_TIMED = 2**16  # so are the cycles of a launch: of an exchange that fills shared memory they are some 2^15
 TERM_TAIL = 4  # f32 behind the outputs of a head in a softmax term; mirrors `primitives.fold.TAIL`
 
 
@@ -23,7 +26,8 @@ TERM_TAIL = 4  # f32 behind the outputs of a head in a softmax term; mirrors `pr
 class Collective:
     """One collective on `clusters` clusters of `cluster` ranks: each rank's payload has `shape` and `dtype`.
 
-    `repeat` exchanges back to back inside of one launch; `timed`: with the SM's clock around them.
+    `repeat` exchanges back to back inside of one launch; `timed`: with the SM's clock around them. `warps` of each CTA; None: as many as
+    the design of an algorithm takes for its bytes.
     """
 
     kind: str
@@ -34,6 +38,7 @@ class Collective:
     clusters: int = 1
     repeat: int = 1
     timed: bool = False
+    warps: int | None = None
 
     @property
     def folds(self) -> bool:
@@ -46,8 +51,13 @@ class Collective:
 
     @property
     def width(self) -> int:
-        """Bytes of an element."""
+        """Bytes of an element of x and y."""
         return WIDTH[self.dtype]
+
+    @property
+    def held(self) -> str:
+        """Type of a source and of a result in shared memory: terms of LSE are f32 there, and so is what comes of them."""
+        return "f32" if self.lse else self.dtype
 
     @property
     def payload(self) -> int:
@@ -93,14 +103,12 @@ def mistakes(request: Collective, part: Part) -> Iterator[CfdslError]:
         yield ArgumentError(argument="cluster", expected="a number of CTAs", got=repr(request.cluster))
     elif request.cluster not in CLUSTER_SIZES or request.cluster > part.cluster_limit:
         yield ClusterSizeUnsupported(size=request.cluster, supported=[size for size in CLUSTER_SIZES if size <= part.cluster_limit])
-    for name, value in (("clusters", request.clusters), ("repeat", request.repeat)):
-        if not (_whole(value) and value >= 1):
-            yield ArgumentError(argument=name, expected="an integer of at least 1", got=repr(value))
+    yield from _counts(request)
     shape: object = request.shape  # whatever a caller passed
     if not isinstance(shape, tuple) or not shape or not all(_whole(size) and size >= 1 for size in shape):
         yield ArgumentError(argument="shape", expected="a tuple of at least one positive integer", got=repr(request.shape))
         return
-    if request.dtype in WIDTH and request.payload * request.width < LEAST_BYTES:
+    if request.dtype in tuple(WIDTH) and request.payload * request.width < LEAST_BYTES:
         got = f"{request.payload} x {request.width} bytes"
         yield ArgumentError(argument="shape", expected=f"a payload of at least {LEAST_BYTES} bytes", got=got)
     if request.kind == "reduce_scatter" and request.cluster in CLUSTER_SIZES and request.shape[0] % request.cluster:
@@ -124,9 +132,18 @@ def _choices(request: Collective) -> Iterator[CfdslError]:
             yield ArgumentError(argument=name, expected=f"one of {', '.join(known)}", got=repr(value))
 
 
+def _counts(request: Collective) -> Iterator[CfdslError]:
+    if not (_whole(request.clusters) and request.clusters >= 1):
+        yield ArgumentError(argument="clusters", expected="an integer of at least 1", got=repr(request.clusters))
+    most, why = (MOST_TIMED, "with timed=True (cycles") if request.timed else (MOST_REPEAT, "(calls")
+    if not (_whole(request.repeat) and 1 <= request.repeat <= most):
+        expected = f"an integer from 1 to {most} {why} are counted in 32 bits)"
+        yield ArgumentError(argument="repeat", expected=expected, got=repr(request.repeat))
+    if request.warps is not None and not (_whole(request.warps) and request.warps in WARPS):
+        yield ArgumentError(argument="warps", expected=f"one of {', '.join(map(str, WARPS))}, or None", got=repr(request.warps))
+
+
 def _softmax(request: Collective) -> Iterator[CfdslError]:
-    if request.dtype != "f32":
-        yield ArgumentError(argument="dtype", expected="f32 for op='lse' (unnormalised outputs)", got=repr(request.dtype))
     if len(request.shape) != 2 or request.shape[1] % 4:
         expected = "(heads, dim) with dim a multiple of 4 for op='lse'"
         yield ArgumentError(argument="shape", expected=expected, got=repr(request.shape))

@@ -59,7 +59,7 @@ def channel_text(design: Design) -> str:
         f"box={box.offset if box else 0}", f"set_bytes={box.nbytes if box else 0}",
     ]  # fmt: skip
     if "out" in names:
-        fields += [f"out={_at(design, 'out')}", f"out_n={design.result_piece}", f"out_dtype={DTYPES[request.dtype]}"]
+        fields += [f"out={_at(design, 'out')}", f"out_n={design.result_piece}", f"out_dtype={DTYPES[request.held]}"]
     if request.folds:
         fields += [f'op="{request.op}"'] + ([f"dim={request.dim}"] if request.lse else [])
     fields += [f"{name}={_at(design, name)}" for name in ("mid", "ack") if name in names]
@@ -103,7 +103,7 @@ def _prologue(design: Design) -> list[str]:
 def _bring(design: Design) -> list[str]:
     request = design.request
     n = request.payload
-    dtype = DTYPES[request.dtype]
+    dtype = DTYPES[request.held]
     if design.scalar:
         return ["value = x[bid]"]
     if design.algorithm == "multicast":
@@ -122,7 +122,7 @@ def _exchange(design: Design) -> list[str]:
     request = design.request
     clock = ["cta.consumer_sync(WARPS)", "began = cute.arch.clock64()"] if request.timed else []
     if design.offchip:
-        start = [f"out = staging.place(smem, {_at(design, 'out')}, {DTYPES[request.dtype]})"]
+        start = [f"out = staging.place(smem, {_at(design, 'out')}, {DTYPES[request.held]})"]
         start.append("started = offchip.start(ws_sync, bid // RANKS)")
         op = f' "{request.op}", {request.dim},' if request.folds else ""
         call = f"offchip.{_OFFCHIP[request.kind]}(ws_rows, ws_sync, ROUTE, i, src, out,{op} started, bid // RANKS, rank)"

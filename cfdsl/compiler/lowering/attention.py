@@ -12,10 +12,7 @@ from cfdsl.compiler.lowering.vectors import materialise
 from cfdsl.compiler.plan import Stream
 from cfdsl.dsl.graph import ITEMSIZE, Node
 from cfdsl.dsl.placement import Partial
-from cfdsl.errors import ConfigError, GroupUnsupported, HeadDimUnsupported, NotLowered
-
-HEAD_DIMS = (64, 128)
-MAX_GROUP = 16
+from cfdsl.errors import ConfigError, NotLowered
 
 
 def early_scalars(b: Builder) -> None:
@@ -114,10 +111,6 @@ def lower_attend(b: Builder, node: Node) -> None:
     shape = b.local(node)
     heads, dim = shape[1], shape[2]
     group = heads // cache.heads
-    if dim not in HEAD_DIMS:
-        raise HeadDimUnsupported(head_dim=dim, src=node.src)
-    if group > MAX_GROUP:
-        raise GroupUnsupported(group=group, src=node.src)
     if not (groups := token_groups(group, b.config.warps)):
         need = head_groups(group)
         raise ConfigError(name="warps", value=b.config.warps, expected=f"at least {need}: {group} query heads of a KV head", src=node.src)

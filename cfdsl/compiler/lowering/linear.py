@@ -16,8 +16,6 @@ from cfdsl.errors import ConfigError, NotLowered, ShardDoesNotDivide
 def lower_linear(b: Builder, node: Node) -> None:
     """One stream of weight tiles and one `gemv` step; the sums over warps wait until somebody reads them."""
     x, weight = node.args[:2]
-    if node.type.shape[0] != 1:
-        raise NotLowered(op="linear", why=f"batch {node.type.shape[0]} needs tensor cores; only batch 1 is lowered", src=node.src)
     tiles = weight_tiles(b, node)
     held = fragment_var(b, x, operand_place(b, node, x, tiles), tiles)
     rows = tiles.run

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cfdsl.dsl.graph import Graph, Node, Type
+from cfdsl.dsl.graph import Graph, Node, Type, expect_graph
 from cfdsl.dsl.interpret import attention, compute, select, views
 from cfdsl.dsl.interpret.attention import LocalCache
 from cfdsl.dsl.interpret.collectives import exchange
@@ -60,7 +60,8 @@ def interpret(
     """
     import torch
 
-    if isinstance(placed, Graph):
+    if not isinstance(placed, PlacedGraph):
+        expect_graph(placed)
         placed = place(placed, mesh or Mesh(placed.over or 1, 1))
     if precision not in ("f32", "f64"):
         raise ArgumentError(argument="precision", expected="'f32' or 'f64'", got=repr(precision))

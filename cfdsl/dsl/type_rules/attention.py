@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cfdsl.dsl.graph import FLOATS, Type
-from cfdsl.dsl.type_rules.call import Call, Rule, appended, needs_cache, per_sequence, show
+from cfdsl.dsl.type_rules.call import Call, Rule, appended, needs_cache, number, per_sequence, show
 from cfdsl.errors import ArgumentError, TraceError
 
 
@@ -44,6 +44,8 @@ def _append(call: Call) -> tuple[Type, ...]:
 def _attend(call: Call) -> tuple[Type, ...]:
     call.floats("q")
     q, cache = call.args[:2]
+    if call.attrs["scale"] is not None:
+        number(call, "scale", "a finite number", lambda scale: True)
     needs_cache(call, cache)
     if call.attrs["shard"] not in (None, "tokens"):
         raise ArgumentError(argument="shard", expected="None or 'tokens'", got=repr(call.attrs["shard"]), src=call.src)

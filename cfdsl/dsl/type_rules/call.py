@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +100,13 @@ def dim_of(call: Call, dim: object, shape: tuple[Dim, ...]) -> int:
     if not isinstance(dim, int) or not 0 <= dim < len(shape):
         raise ArgumentError(argument="dim", expected=f"a dimension of {show(shape)}", got=repr(dim), src=call.src)
     return dim
+
+
+def number(call: Call, name: str, expected: str, fits: Callable[[float], bool]) -> None:
+    """An attribute must be a finite number that `fits`."""
+    value = call.attrs[name]
+    if not isinstance(value, float) or not math.isfinite(value) or not fits(value):
+        raise ArgumentError(argument=name, expected=expected, got=repr(value), src=call.src)
 
 
 def needs_cache(call: Call, node: Node) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cfdsl.dsl.graph import FLOATS, Dim, Type
-from cfdsl.dsl.type_rules.call import Call, Rule, either, show
+from cfdsl.dsl.type_rules.call import Call, Rule, either, number, show
 from cfdsl.errors import ArgumentError
 
 
@@ -52,6 +52,7 @@ def _linear(call: Call) -> tuple[Type, ...]:
 
 def _rms_norm(call: Call) -> tuple[Type, ...]:
     call.floats("x", "weight", "mean_square")
+    number(call, "eps", "a finite number that is not negative", lambda eps: eps >= 0)
     call.one_16_bit_dtype("x", "weight")
     batch, hidden = call.rank(0, "x", "batch, hidden")
     if call.shape(1) != (hidden,):

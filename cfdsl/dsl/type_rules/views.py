@@ -33,6 +33,8 @@ def _sliceable(call: Call) -> int:
 
 def _split_heads(call: Call) -> tuple[Type, ...]:
     (of,), heads, dim = (arg.type for arg in call.args), call.attrs["heads"], call.attrs["dim"]
+    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+        raise ArgumentError(argument="heads", expected="a positive number", got=repr(heads), src=call.src)
     size = of.shape[dim_of(call, dim, of.shape)]
     if len(of.shape) > 2 or not isinstance(size, int) or size % heads:
         raise call.mismatch(f"{heads} heads to divide dimension {dim} of a vector or matrix", show(of.shape))
@@ -51,7 +53,8 @@ def _split(call: Call) -> tuple[Type, ...]:
     call.floats("x")
     (of,), sizes = (arg.type for arg in call.args), call.attrs["sizes"]
     dim = dim_of(call, call.attrs["dim"], of.shape)
-    if sum(sizes) != of.shape[dim] or min(sizes, default=0) < 1:
+    whole = all(isinstance(size, int) and size > 0 for size in sizes)
+    if not sizes or not whole or sum(sizes) != of.shape[dim]:
         raise call.mismatch(f"sizes that add up to dimension {dim} of {show(of.shape)}", " + ".join(map(str, sizes)))
     return tuple(Type((*of.shape[:dim], size, *of.shape[dim + 1 :]), of.dtype) for size in sizes)
 

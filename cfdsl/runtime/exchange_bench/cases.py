@@ -57,7 +57,10 @@ class Case:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one rank's x: a vector; (heads, dim) for lse, whose m and l (8 bytes per head) come on top of the payload."""
+        """Shape of one rank's x: a vector; (heads, dim) for lse, whose m and l (8 bytes per head) come on top of the payload.
+
+        Terms of lse are sent in f32 whatever `dtype` is: of halves twice the payload.
+        """
         count = self.payload // DTYPE_BYTES[self.dtype]
         if self.operator != "lse":
             return (count,)
@@ -110,7 +113,7 @@ BASES = {
     "full": Grid((1, 2, 4, 8, 16), FINE_PAYLOADS, tuple(OPERATORS), (ALL,)),
 }
 # What `bench collectives` does unless it is restricted: the two operators that matter everywhere, the others over 4 ranks.
-DEFAULT = (BASES["default"], Grid((4,), PAYLOADS, ("max", "lse", "reduce_scatter", "broadcast"), (CHOSEN, OFF_CHIP)))
+DEFAULT = (BASES["default"], Grid((4,), PAYLOADS, ("max", "min", "lse", "reduce_scatter", "broadcast"), (CHOSEN, OFF_CHIP)))
 
 
 def grids(mode: str, **given: Sequence[Any] | None) -> tuple[Grid, ...]:

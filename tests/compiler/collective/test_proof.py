@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
+from protocols import LONG, SCALAR, changed, everything, found, nth, protocol, sets, without
 
 from cfdsl.compiler.collective.check import check, faults
-from cfdsl.compiler.collective.designs import ALGORITHMS, design, place_all, refusals
+from cfdsl.compiler.collective.designs import design, place_all
 from cfdsl.compiler.collective.protocol import ARM, FENCE, MEET, PUSH, SYNC, WAIT, WRITE, Act, Protocol, protocol_text
-from cfdsl.compiler.collective.request import KINDS, Collective
+from cfdsl.compiler.collective.request import Collective
 from cfdsl.errors import PlanError
-
-Wanted = Callable[[Act], bool]
-
-
-def protocol(kind: str, algorithm: str, ranks: int = 4, op: str = "sum") -> Protocol:
-    shape = (16, 64) if op == "lse" else (16, 12)
-    return design(Collective(kind, op, shape, "f32", ranks), algorithm).protocol
-
-
-LONG = [
-    design(Collective(kind, "sum", (4096,), "f32", ranks), algorithm).protocol
-    for kind, algorithm in (("reduce", "push"), ("reduce_scatter", "bulk"), ("gather", "bulk"), ("reduce", "scatter_gather"))
-    for ranks in (2, 4, 8)
-]
 
 
 @pytest.mark.parametrize("whole", LONG, ids=lambda whole: f"{whole.ranks} ranks, {whole.acts[2].nbytes} B")
@@ -38,50 +24,9 @@ def test_long_rows_stay_at_home(whole: Protocol) -> None:
     every_act_is_needed(whole)
 
 
-def everything() -> Iterator[tuple[str, str, str, int]]:
-    """Every kind, algorithm, operator that moves differently, and size."""
-    for kind in KINDS:
-        for algorithm in ALGORITHMS:
-            for op in ("sum", "lse") if kind.startswith("reduce") else ("sum",):
-                for ranks in (1, 2, 4, 8, 16):
-                    if not list(refusals(Collective(kind, op, (16, 64), "f32", ranks), algorithm)):
-                        yield kind, algorithm, op, ranks
-
-
 @pytest.mark.parametrize(("kind", "algorithm", "op", "ranks"), list(everything()))
 def test_every_protocol_holds(kind: str, algorithm: str, op: str, ranks: int) -> None:
     check(protocol(kind, algorithm, ranks, op))
-
-
-def without(whole: Protocol, unwanted: Wanted) -> Protocol:
-    """The protocol with some acts left out."""
-    return replace(whole, acts=tuple(a for a in whole.acts if not unwanted(a)), ending=tuple(a for a in whole.ending if not unwanted(a)))
-
-
-def changed(whole: Protocol, which: Wanted, **fields: object) -> Protocol:
-    """The protocol with some acts changed."""
-    return replace(whole, acts=tuple(replace(a, **fields) if which(a) else a for a in whole.acts))  # type: ignore[arg-type]
-
-
-def sets(whole: Protocol, place: str, count: int) -> Protocol:
-    """The protocol with another number of copies of a buffer."""
-    return replace(whole, places=tuple(replace(p, sets=count) if p.name == place else p for p in whole.places))
-
-
-def found(broken: Protocol) -> str:
-    return "\n".join(str(error) for error in faults(broken))
-
-
-def nth(do: str, n: int) -> Wanted:
-    """The act number `n` of its kind."""
-    seen = []
-
-    def wanted(act: Act) -> bool:
-        if act.do == do:
-            seen.append(act)
-        return act.do == do and len(seen) == n + 1
-
-    return wanted
 
 
 PUSH4, BULK4 = protocol("reduce", "push"), protocol("reduce", "bulk")
@@ -146,6 +91,11 @@ def test_every_barrier_and_wait_is_needed(kind: str, algorithm: str) -> None:
     every_act_is_needed(protocol(kind, algorithm))
 
 
+def test_one_float_needs_every_act_too() -> None:
+    check(SCALAR)
+    every_act_is_needed(SCALAR)
+
+
 def every_act_is_needed(whole: Protocol) -> None:
     for n, act in enumerate(whole.acts):
         if act.do not in (SYNC, WAIT, ARM, FENCE, MEET) or act.caller:
@@ -164,4 +114,6 @@ def test_the_text_says_who_does_what() -> None:
     text = protocol_text(CAST)
     assert "cluster of 4; 4 barriers in 2 sets, armed with 768, 16 B" in text
     assert "rank 0: st.async 768 B of src to each, into box, on round 0" in text
-    assert "st.async 4 B" in text
+    assert "st.async 4 B of a register to root, into ack, on round 1 of call i - 1" in text
+    assert "st.async 4 B of a register to each, into box, on round 0" in protocol_text(SCALAR)
+    assert "multicast 3072 B of device memory to each, into box, on round 0" in protocol_text(GATHERS[3])

@@ -1,0 +1,136 @@
+"""`tune`: the cost model's best candidates, measured on the GPU at hand."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.text import Text
+
+from cfdsl.cli.complaints import NeedsGpu
+from cfdsl.cli.console import console
+from cfdsl.cli.listings import table
+from cfdsl.cli.panels import panel
+from cfdsl.cli.report import request_record
+from cfdsl.cli.request import Request, resolve, takes_request
+from cfdsl.cli.units import plural
+
+MOST_JOBS = 16  # a compiler process takes up to 2 GB
+
+
+@takes_request()
+def tune(
+    request: Request,
+    top: Annotated[int, typer.Option(min=1, help="Candidates to measure, the best by estimate first.")] = 8,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes that compile ahead; 0: one per core.")] = 0,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the record here; - for stdout, without tables.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure the cost model's best configs on the GPU at hand, and say how to ask for the fastest."""
+    from cfdsl.cli.gpu import gpu_part
+
+    if gpu_part() is None:
+        raise NeedsGpu(command="python -m cfdsl tune")
+    record = tuned(request, top, jobs)
+    text = jsonlib.dumps(record, indent=2, default=str) + "\n"
+    if json is not None and str(json) == "-":
+        sys.stdout.write(text)
+        return
+    console().print(tune_panel(record))
+    if json is not None:
+        json.write_text(text, encoding="utf-8")
+
+
+def tuned(request: Request, top: int, jobs: int) -> dict[str, Any]:
+    """Choose, compile ahead, measure; progress goes to stderr."""
+    from cfdsl.cli.build import choice_for, kernel_for
+    from cfdsl.runtime import measure
+    from cfdsl.runtime.tuning import shape_of, tune
+
+    screen = console(stderr=True)
+    found = [row for row in choice_for(request).rows if not row.refused][:top]
+    compile_ahead(request, [shape_of(row) for row in found], jobs)
+    rows = tune(
+        request.fusion, request.model, found, lambda shape: kernel_for(shaped(request, shape)), request.kv_len, request.options,
+        lambda text: screen.print(text, style="dim", markup=False),
+    )  # fmt: skip
+    command = " ".join(["python -m cfdsl", *sys.argv[1:]])
+    return {**request_record(request), "environment": measure.environment(), "command": command, "rows": rows}
+
+
+def shaped(request: Request, shape: Mapping[str, int]) -> Request:
+    """The request with these fields of the schedule fixed too."""
+    return replace(request, overrides={**request.overrides, **shape})
+
+
+def compile_ahead(request: Request, shapes: Sequence[Mapping[str, int]], jobs: int) -> None:
+    """Compile in processes of their own into the disk cache; if they cannot be had, each kernel is compiled when it is measured."""
+    from cfdsl.runtime.exchange_bench.warm import default_jobs
+
+    jobs = min(jobs or default_jobs(), MOST_JOBS, len(shapes))
+    if jobs < 2:
+        return
+    try:
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            list(pool.map(compile_one, [(request.asked, request.part.name, shape) for shape in shapes]))
+    except (OSError, RuntimeError) as error:  # BrokenProcessPool is a RuntimeError: out of memory, most likely
+        console(stderr=True).print(f"not compiled ahead: {type(error).__name__}: {error}", style="dim", markup=False)
+
+
+def compile_one(job: tuple[Mapping[str, Any], str, Mapping[str, int]]) -> None:
+    """In a process of its own: a kernel into the disk cache. What goes wrong comes up again where it is measured."""
+    from cfdsl.cli.build import kernel_for
+    from cfdsl.errors import CfdslError
+
+    asked, part, shape = job
+    try:
+        kernel_for(shaped(resolve(**{**asked, "part": part}), shape))
+    except CfdslError:
+        return
+
+
+def tune_panel(record: dict[str, Any]) -> Any:
+    """Where and how, a row per candidate with its estimate, and the options that name the fastest."""
+    place, rows = record["environment"], record["rows"]
+    lines = [
+        f"{place['gpu']}, {place['sms']} SMs; torch {place['torch']}, CUDA {place['cuda']}; {place['date']}",
+        "each in a CUDA graph, L2-cold, right against float64 before it is timed; * is what the cost model chooses",
+        record["command"],
+    ]
+    made = table("", "clusters", ">CTAs/SM", ">ring", ">in flight", ">estimated us", ">measured us", ">estimate off", ">GB/s", ">error", "")
+    for row in rows:
+        shape = row["shape"]
+        groups = shape["clusters"] // shape["splits"]
+        name = f"{groups} x {shape['splits']} x {shape['cluster_size']}" if shape["splits"] > 1 else f"{groups} x {shape['cluster_size']}"
+        first = ("[green]*[/green]" if row["chosen"] else "", name, str(shape["ctas_per_sm"]))
+        if row["problem"]:
+            made.add_row(*first, "", "", f"{row['estimate_us']:.1f}", "-", "", "", "", f"[red]{escape(row['problem'])}[/red]")
+            continue
+        off = f"{row['estimate_us'] / row['us'] - 1:+.0%}"
+        numbers = (f"{row['estimate_us']:.1f}", f"{row['us']:.1f}", off, f"{row['gbps']:,.0f}", f"{row['relative_error']:.1e}")
+        made.add_row(*first, str(row["stages"]), str(row["window"]), *numbers, "; ".join(row["flags"]))
+    parts: list[Any] = [*(Text(line, "dim") for line in lines), Text(), made, Text(), Text(verdict(rows))]
+    title = f"{record['fusion']}, {record['model']}, {record['dtype']}, {record['kv_len']:,} cached tokens"
+    return panel(escape(title), *parts)
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How far the chosen one is from the fastest, and how to ask for that."""
+    right = [row for row in rows if not row["problem"]]
+    if not right:
+        return "None of them ran."
+    best, chosen = right[0], next((row for row in right if row["chosen"]), None)
+    if best is chosen:
+        return f"The cost model's choice is the fastest of {plural(len(right), 'candidate')}."
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in best["shape"].items())
+    behind = f", {chosen['us'] - best['us']:.1f} us faster than the cost model's choice" if chosen else ""
+    return f"Fastest: {best['us']:.1f} us{behind}, with {flags}"
