@@ -6,6 +6,7 @@ it is first used.
 
 from __future__ import annotations
 
+import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from cfdsl.runtime.oracle import Oracle, oracle
 
 __version__ = "0.1.0"
+_imported_at = time.time()  # sources that are younger than this are not the ones that run
 
 __all__ = [
     "PRESETS",

@@ -22,7 +22,7 @@ def cache(
     folder = root()
     found = contents(folder)
     if clear:
-        for name in ("source", "kernel", "lock"):
+        for name in ("source", "kernel", "choice", "lock"):
             shutil.rmtree(folder / name, ignore_errors=True)
     if json:
         print_json({"path": str(folder), **found, "cleared": clear})

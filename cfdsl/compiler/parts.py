@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from cfdsl.errors import ArgumentError, UnknownPart
+from cfdsl.errors import UnknownPart
 
 Residency = Mapping[int, Mapping[int, int]]  # CTAs per SM -> cluster size -> clusters that run at once
 
@@ -150,12 +150,10 @@ def _slice(part: Part, sms: int) -> Part:
 def part_named(name: Part | str) -> Part:
     """Look up a part; upper and lower case, blanks and underscores do not matter. A Part is what it is.
 
-    Raises UnknownPart, which lists the names, and ArgumentError for what is no name.
+    Raises UnknownPart, which lists the names.
     """
     if isinstance(name, Part):
         return name
-    if not isinstance(name, str):
-        raise ArgumentError(argument="part", expected=f"a Part, or the name of one ({', '.join(PARTS)})", got=repr(name))
     wanted = re.sub(r"[\s_]+", "-", name.strip().lower())
     if wanted not in PARTS:
         raise UnknownPart(name=name, known=tuple(PARTS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from cfdsl.compiler.candidates import MIN_STAGES
 from cfdsl.compiler.check import check
@@ -29,9 +29,20 @@ from cfdsl.models import ModelConfig
 BARRIERS_PER_STAGE = 16  # bytes: one full and one empty barrier
 
 
+class Kept(Protocol):
+    """Where choices of a config are kept (`cfdsl.runtime.choices.KeptChoices`): the arguments are those of `choose`."""
+
+    def find(self, graph: Graph, part: Part, overrides: Mapping[str, Any], sizes: Mapping[str, int]) -> Config | None: ...
+    def keep(self, graph: Graph, part: Part, overrides: Mapping[str, Any], sizes: Mapping[str, int], config: Config) -> None: ...
+
+
 @dataclass
 class Lowered:
-    """A fusion on its way down. Fields fill from top to bottom; `stages` has the text of each named stage that was reached."""
+    """A fusion on its way down. Fields fill from top to bottom; `stages` has the text of each named stage that was reached.
+
+    chosen   the config that the cost model chose, now or in a run before this one
+    choice   what it was weighed against; where it was chosen before, weighed again when somebody asks
+    """
 
     fusion: Fusion
     model: ModelConfig
@@ -41,8 +52,9 @@ class Lowered:
     overrides: Mapping[str, Any]
     options: Mapping[str, Any]
     sizes: Mapping[str, int] | None = None
+    kept: Kept | None = None
     graph: Graph = field(init=False)
-    choice: Choice = field(init=False)
+    chosen: Config = field(init=False)
     placed: PlacedGraph = field(init=False)
     plan: KernelPlan = field(init=False)
     source: str = field(init=False)
@@ -50,6 +62,10 @@ class Lowered:
     @property
     def config(self) -> Config:
         return self.plan.config
+
+    @cached_property
+    def choice(self) -> Choice:
+        return choose(self.graph, self.part, dict(self.overrides), dict(self.sizes or {}))
 
     @cached_property
     def stages(self) -> dict[str, str]:
@@ -64,22 +80,32 @@ def trace(at: Lowered) -> None:
 
 def configure(at: Lowered) -> None:
     """Choose the mesh and the schedule by cost, within what the user has fixed."""
+    asked = (at.graph, at.part, at.overrides, at.sizes or {})
+    found = at.kept.find(*asked) if at.kept is not None else None
+    at.chosen = found or _choose(at)
+    if found is None and at.kept is not None:
+        at.kept.keep(*asked, at.chosen)
+
+
+def _choose(at: Lowered) -> Config:
+    """Raises with the mistakes of the choice what is beyond any config."""
     try:
-        at.choice = choose(at.graph, at.part, dict(at.overrides), dict(at.sizes) if at.sizes else None)
+        return at.choice.config
     except CfdslError as error:
         singles = error.errors if isinstance(error, Errors) else (error,)
         beyond = [limit.error for limit in limits(at.graph)]  # what fits no kernel is no config's fault
         raise_all([*beyond, *(single for single in singles if not beyond or not isinstance(single, NoLegalConfig))])
+        raise
 
 
 def place_on_mesh(at: Lowered) -> None:
     """Give every value its placement on the chosen mesh."""
-    at.placed = place(at.graph, Mesh(at.choice.config.clusters, at.choice.config.cluster_size, at.choice.config.splits))
+    at.placed = place(at.graph, Mesh(at.chosen.clusters, at.chosen.cluster_size, at.chosen.splits))
 
 
 def make_plan(at: Lowered) -> None:
     """Plan with the chosen config; where the buffers, now known exactly, leave the ring less room than estimated, with fewer stages."""
-    config = at.choice.config
+    config = at.chosen
     at.plan = schedule(at.placed, config, at.model.name)
     if at.plan.ring is not None and "stages" not in at.overrides:
         fixed = at.plan.smem_bytes - config.stages * (config.stage_bytes + BARRIERS_PER_STAGE)
@@ -120,11 +146,12 @@ STAGES: tuple[Stage, ...] = (
 
 def lower(
     fusion: Fusion, model: ModelConfig, batch: int, dtype: str, part: Part, overrides: Mapping[str, Any] | None = None,
-    options: Mapping[str, Any] | None = None, sizes: Mapping[str, int] | None = None,
+    options: Mapping[str, Any] | None = None, sizes: Mapping[str, int] | None = None, kept: Kept | None = None,
 ) -> Lowered:  # fmt: skip
     """Run every stage. `overrides` are Config fields fixed by the user, `options` the dataflows of the fusion, `sizes` symbolic
-    dimensions to estimate with (default 4096 tokens). Raises one error, or `Errors` with all that are independent."""
-    at = Lowered(fusion, model, batch, dtype, part, overrides or {}, options or {}, sizes)
+    dimensions to estimate with (default 4096 tokens), `kept` what was chosen before. Raises one error, or `Errors` with all that are
+    independent."""
+    at = Lowered(fusion, model, batch, dtype, part, overrides or {}, options or {}, sizes, kept)
     for stage in STAGES:
         stage.run(at)
     return at

@@ -16,6 +16,7 @@ from cfdsl.errors import CfdslError, ColdCompileInCapture, UnknownOption, attemp
 from cfdsl.models import ModelConfig, resolve
 from cfdsl.runtime import artifacts, device, toolchain
 from cfdsl.runtime.cache import Entry, KernelCache
+from cfdsl.runtime.choices import KeptChoices
 from cfdsl.runtime.kernel import Kernel
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Config))
@@ -59,7 +60,7 @@ def compile(
     toolchain.default_arch(target.arch)  # before what follows: lowering imports the primitives, and with them CuTe DSL
     from cfdsl.compiler.stages import lower
 
-    lowered = lower(fusion, found, batch, dtype, target, overrides, options, sizes)
+    lowered = lower(fusion, found, batch, dtype, target, overrides, options, sizes, KeptChoices(KernelCache()))
     kernel: Kernel = from_lowered(lowered)
     if part is None:
         kernel.prepare()

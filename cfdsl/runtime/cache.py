@@ -2,6 +2,7 @@
 
     <root>/source/cfdsl_<name>_<hash>.py     generated source; the hash is of the text, so a file is written once and never changes
     <root>/kernel/<key>/                      kernel.o, kernel.ptx, kernel.cubin, and meta.json with a checksum of each
+    <root>/choice/<key>.json                  which config was chosen (`cfdsl.runtime.choices`)
     <root>/lock/<key>.lock                    held while a kernel is compiled, so that two processes do not both do it
 
 The root is CFDSL_CACHE_DIR, else the user's cache folder. Everything appears by renaming something complete: a reader needs no lock. An
@@ -69,9 +70,13 @@ class KernelCache:
                 return path
         except OSError:
             pass
+        self.put(path, content)
+        return path
+
+    def put(self, path: Path, content: bytes) -> None:
+        """Write a file of the cache, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, content)
-        return path
 
     def find(self, key: str, warn: bool = True) -> Entry | None:
         """The entry of `key`; None if there is none, or if it is damaged (with a DamagedCacheEntry warning unless not `warn`)."""
