@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 def choice_for(request: Request) -> Choice:
     """The cost model's table for the requested KV length."""
     from cfdsl.compiler.cost import choose
+    from cfdsl.compiler.lowering.limits import check_limits
 
     graph = request.fusion.trace(request.model, request.batch, request.dtype, **request.options)
+    check_limits(graph)
     return choose(graph, request.part, request.overrides, sizes(request))
 
 

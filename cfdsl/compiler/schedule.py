@@ -7,10 +7,11 @@ from cfdsl.compiler.config import Config
 from cfdsl.compiler.lowering import lower_node
 from cfdsl.compiler.lowering.ahead import fetch_ahead
 from cfdsl.compiler.lowering.attention import early_scalars
-from cfdsl.compiler.lowering.linear import leaf
+from cfdsl.compiler.lowering.limits import check_limits
 from cfdsl.compiler.lowering.multicast import gather_shared
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
 from cfdsl.compiler.lowering.stores import share_of, store
+from cfdsl.compiler.lowering.values import stored
 from cfdsl.compiler.plan import TRACE_ARG, Arg, Barrier, Buffer, KernelPlan, Ring, Step
 from cfdsl.compiler.signature import signature
 from cfdsl.dsl.graph import ITEMSIZE, Node
@@ -26,6 +27,7 @@ RING_ALIGN = 1024
 
 def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan:
     """Plan one kernel. Raises NotLowered, ConfigError and the like; `check` then proves what comes out of here."""
+    check_limits(placed.graph)
     b = Builder(placed, config)
     _shares(b)
     early_scalars(b)
@@ -44,7 +46,7 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
         name=placed.graph.name, model=model, dtype=placed.graph.dtype, mesh=placed.mesh, config=config, args=_args(b),
         ring=ring, streams=tuple(b.streams), buffers=buffers, barriers=barriers, steps=tuple(b.steps),
         exchanges=tuple(b.exchanges), smem_bytes=total, needs_residency=any(step.op == "grid_barrier" for step in b.steps),
-        shares=tuple(b.shares.values()),
+        shares=tuple(b.shares.values()), slices=tuple(sorted(b.slices)),
     )  # fmt: skip
 
 
@@ -59,13 +61,11 @@ def _ring(b: Builder) -> Ring:
 def _shares(b: Builder) -> None:
     """Partition the rows of every mesh-wide value over the CTAs, and note which operands of their epilogues can be fetched early."""
     for node in b.placed.graph.nodes:
-        last = Shard(len(node.types[0].shape) - 1)
-        placement = b.placed.placements[node][0]
-        if placement.grid != last or placement.cluster != last:
+        if not b.spread(node):
             continue
         if node.op == "linear" and node.attr("across") == "all":
-            weight = leaf(node.args[1])
-            b.share(int(node.type.shape[-1]), int(weight.type.shape[-1]), ITEMSIZE[weight.type.dtype])
+            weight = stored(node)
+            b.share(int(node.type.shape[-1]), int(node.args[1].type.shape[-1]), ITEMSIZE[weight.type.dtype])
         elif node.op in ELEMENTWISE or node.op == "grid_reduce_scatter":
             share_of(b, int(node.types[0].shape[-1]))
         if node.op in ("add", "mul"):

@@ -12,6 +12,7 @@ from cfdsl.compiler.check import check
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import Choice, choose
 from cfdsl.compiler.emit import emit, with_marks
+from cfdsl.compiler.lowering.limits import check_limits
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import KernelPlan
 from cfdsl.compiler.plan_text import plan_text
@@ -55,9 +56,10 @@ class Lowered:
 
 
 def trace(at: Lowered) -> None:
-    """Run the spec once, for this model, batch and dtype."""
+    """Run the spec once, for this model, batch and dtype; refuse what no config can lower."""
     at.graph = at.fusion.trace(at.model, at.batch, at.dtype, **at.options)
     verify(at.graph)
+    check_limits(at.graph)
 
 
 def configure(at: Lowered) -> None:
