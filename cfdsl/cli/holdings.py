@@ -9,11 +9,10 @@ import ast
 from dataclasses import dataclass
 from typing import Protocol
 
-from cfdsl.dsl.graph import ITEMSIZE, Dim, Graph, Node, Type
+from cfdsl.dsl.graph import ITEMSIZE, VIEWS, Dim, Graph, Node, Type
 from cfdsl.dsl.placement import Mesh, Placement, Replicate, Shard, shard_bounds
 
 LEAVES = ("input", "weight", "kv_cache")
-VIEWS = ("slice_grid", "slice_cluster", "split_heads", "merge_heads", "reshape", "split", "item")
 
 
 class Placed(Protocol):

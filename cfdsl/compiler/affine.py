@@ -4,7 +4,7 @@ The plan addresses global memory with these instead of with code, so that the ch
 
     cluster   number of the cluster            rank      rank in the cluster
     group     number of the group of clusters that split tokens, where they do
-    kv_head   KV head, where several groups share one
+    sliceN    of N slices of the work, the one that this cluster has, where several groups share one
     granuleN  first granule of this CTA's share of N rows, partitioned over all CTAs
 
 and variables of `index` steps: a number from device memory, brought into the rows of a table.

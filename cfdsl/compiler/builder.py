@@ -18,6 +18,7 @@ from cfdsl.compiler.names import identifier, reserved
 from cfdsl.compiler.plan import Arg, Barrier, Exchange, Step, Stream
 from cfdsl.dsl.graph import ITEMSIZE, Node, Src
 from cfdsl.dsl.place import PlacedGraph
+from cfdsl.dsl.place_rules.site import over_all_ctas
 from cfdsl.dsl.placement import Placement, Shard
 from cfdsl.errors import ConfigError
 
@@ -50,7 +51,9 @@ class Builder:
     clears: list[tuple[str, str]] = field(default_factory=list)  # (workspace, share) to zero once read
     hoisted: list[tuple[Node, Node]] = field(default_factory=list)
     variables: set[str] = field(default_factory=set)
+    lost: set[Node] = field(default_factory=set)  # what was refused, and what depends on it
     dirty: set[str] = field(default_factory=set)  # written since the last sync
+    slices: set[int] = field(default_factory=set)  # numbers of slices that several groups share
     seen: set[str] = field(default_factory=set)  # read since the last sync
     rendezvous_done: bool = False
 
@@ -90,7 +93,14 @@ class Builder:
         """Where this cluster's slice of a grid-sharded dimension starts, in elements: size slices `stride` elements apart."""
         if self.groups <= size:
             return Affine.of(**{"cluster" if self.splits == 1 else "group": size // self.groups * stride})
-        return Affine.of(kv_head=stride)  # more groups than slices: neighbours hold the same one
+        self.slices.add(size)  # more groups than slices: neighbours hold the same one
+        return Affine.of(**{f"slice{size}": stride})
+
+    def spread(self, node: Node) -> bool:
+        """Whether a result is rows of a partition over all CTAs, whose shares may be uneven: `local` does not know their size."""
+        placement = self.placed.placements[node][0]
+        last = Shard(len(node.types[0].shape) - 1)
+        return placement.grid == placement.cluster == last and over_all_ctas(node)
 
     # ---- names and buffers
     @cached_property

@@ -7,45 +7,13 @@ from math import prod
 
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.expr import Expr
-from cfdsl.compiler.geometry import RowTiles, Share
+from cfdsl.compiler.geometry import Share
 from cfdsl.compiler.plan import KernelPlan, Step
 from cfdsl.errors import CfdslError, PlanError
 
 Found = Iterator[CfdslError]
 COPY_BYTES = 16  # bulk copies and vector loads go to and from multiples of it
 CHUNK = 8  # elements that a thread has of a fragment at a time
-
-
-def addresses(plan: KernelPlan) -> Found:
-    """No CTA reads a weight past its end or at an odd place: the first and last row and column of every stream."""
-    args = {arg.name: arg for arg in plan.args}
-    for step in plan.steps:
-        if step.op != "gemv":
-            continue
-        tiles: RowTiles = step.params["tiles"]
-        stream = plan.streams[step.params["stream"]]
-        rows = int(args[stream.name].shape[0])
-        first, last = _rows(plan, tiles)
-        cols = [tiles.col0.at(at) for at in corners(plan)]
-        if first < 0 or last > rows or min(cols) < 0 or max(cols) + tiles.cols > tiles.ld:
-            total = f"rows {first} to {last} of {rows}, columns {min(cols)} to {max(cols) + tiles.cols} of {tiles.ld}"
-            yield PlanError(what=f"{stream.name} is read past its end", sum=total, src=step.src)
-        odd = next((col for col in cols if col * stream.itemsize % COPY_BYTES), None)
-        if odd is not None:
-            total = f"column {odd} x {stream.itemsize} B % {COPY_BYTES} = {odd * stream.itemsize % COPY_BYTES}"
-            yield PlanError(what=f"tiles of {stream.name} start at an odd place", sum=total, src=step.src)
-
-
-def _rows(plan: KernelPlan, tiles: RowTiles) -> tuple[int, int]:
-    """The first row that any CTA reads, and the one after the last."""
-    if tiles.share is not None:
-        share = next(share for share in plan.shares if share.name == tiles.share)
-        starts = [tiles.row0.at(at) for at in corners(plan)]
-        return min(starts), max(starts) + max(_count(share, cta) for cta in (0, share.ctas - 1))
-    run = tiles.run
-    span = (run // tiles.block_rows - 1) * tiles.block_stride + tiles.block_rows if tiles.block_rows else run
-    starts = [tiles.row0.at(at) for at in corners(plan)]
-    return min(starts), max(starts) + span
 
 
 def vectors(plan: KernelPlan) -> Found:
@@ -85,7 +53,7 @@ class _Span:
         self.n, self.block, self.stride, self.share = n, block, stride, share
 
     def __call__(self, cta: int) -> int:
-        n = self.n if self.share is None else _count(self.share, cta)
+        n = self.n if self.share is None else count(self.share, cta)
         return (n - 1) // self.block * self.stride + (n - 1) % self.block + 1 if self.block and n else n
 
 
@@ -193,20 +161,8 @@ def _reads(step: Step) -> tuple[str, ...]:
 def corners(plan: KernelPlan) -> list[dict[str, int]]:
     """The coordinates of the CTAs where an affine offset may have its least or largest value, with the least and largest indices there."""
     bounds = {step.params["out"]: (0, step.params["rows"] - 1) for step in plan.steps if step.op == "index"}
-    ctas = _coordinates(plan)
+    ctas = [plan.coordinates(cta) for cta in _outermost(plan)]
     return [at | {name: pair[end] for name, pair in bounds.items()} for end in (0, 1)[: 1 + bool(bounds)] for at in ctas]
-
-
-def _coordinates(plan: KernelPlan) -> list[dict[str, int]]:
-    """Those of the launch alone."""
-    repeat = max([1, *(step.params["repeat"] for step in plan.steps if step.op == "append")])
-    found = []
-    for cta in _outermost(plan):
-        cluster, rank = divmod(cta, plan.mesh.ranks)
-        group, split = divmod(cluster, plan.mesh.splits)
-        at = {"cluster": cluster, "rank": rank, "kv_head": cluster // repeat, "group": group, "split": split}
-        found.append(at | {share.symbol: share.bounds(cta)[0] // share.granule for share in plan.shares})
-    return found
 
 
 def _corner_ctas(plan: KernelPlan) -> list[int]:
@@ -219,8 +175,7 @@ def _outermost(plan: KernelPlan) -> list[int]:
     return [0, ranks - 1, ctas - ranks, ctas - 1]
 
 
-def _count(share: Share, cta: int) -> int:
+def count(share: Share, cta: int) -> int:
+    """Rows that a CTA has of a partition."""
     first, last = share.bounds(cta)
     return last - first
-
-

@@ -10,12 +10,12 @@ MODULES = (
     "rmsnorm", "rope", "stream", "terms", "trace",
 )  # fmt: skip
 _LOCALS = (
-    "at", "bid", "cluster", "cuda", "cute", "cutlass", "dict", "flat", "group", "holder", "i", "kernel", "kv_head", "launch", "phase",
+    "at", "bid", "cluster", "cuda", "cute", "cutlass", "dict", "flat", "group", "holder", "i", "kernel", "launch", "phase",
     "primitives", "rank", "rings", "smem", "split", "status", "tidx",
 )  # fmt: skip
 _RESERVED = frozenset((*MODULES, *_LOCALS, *keyword.kwlist))
 # Counted and derived names: coordinates, barriers, tiles, sizes, the constants (all of them in capitals), the DSL's types.
-_DERIVED = re.compile(r"(granule|rows|tiles|position)\d*|mb_\w+|n_\w+|\w+_clamped\d*|\w+_given|[A-Z]\w*")
+_DERIVED = re.compile(r"(granule|rows|tiles|position|slice)\d*|mb_\w+|n_\w+|\w+_clamped\d*|\w+_given|[A-Z]\w*")
 
 
 def reserved(name: str) -> bool:

@@ -176,6 +176,7 @@ class KernelPlan:
     smem_bytes: int
     needs_residency: bool  # a grid barrier: every cluster must be resident at once
     shares: tuple[Share, ...] = ()  # partitions of rows over all CTAs
+    slices: tuple[int, ...] = ()  # numbers of slices that are fewer than the groups of clusters: the coordinates `sliceN`
 
     @property
     def threads(self) -> int:
@@ -185,6 +186,14 @@ class KernelPlan:
     def early_steps(self) -> int:
         """How many steps at the start read nothing that the kernel before may still write: with PDL they do not wait for its end."""
         return next((i for i, step in enumerate(self.steps) if not step.params.get("early")), len(self.steps))
+
+    def coordinates(self, cta: int) -> dict[str, int]:
+        """What affine offsets are multiples of, in one CTA (see `affine`): all but the indices that it reads from device memory."""
+        cluster, rank = divmod(cta, self.mesh.ranks)
+        group, split = divmod(cluster, self.mesh.splits)
+        at = {"cluster": cluster, "rank": rank, "group": group, "split": split}
+        at |= {f"slice{n}": cluster // (self.mesh.clusters // n) for n in self.slices}
+        return at | {share.symbol: share.bounds(cta)[0] // share.granule for share in self.shares}
 
     @property
     def grid(self) -> int:

@@ -8,16 +8,16 @@ from cfdsl.compiler.limits import limits
 from cfdsl.compiler.lowering import lower_node
 from cfdsl.compiler.lowering.ahead import fetch_ahead
 from cfdsl.compiler.lowering.attention import early_scalars
-from cfdsl.compiler.lowering.linear import leaf
 from cfdsl.compiler.lowering.multicast import gather_shared
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
 from cfdsl.compiler.lowering.stores import share_of, store
+from cfdsl.compiler.lowering.values import stored
 from cfdsl.compiler.plan import TRACE_ARG, Arg, Barrier, Buffer, KernelPlan, Ring, Step
 from cfdsl.compiler.signature import signature
 from cfdsl.dsl.graph import ITEMSIZE, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Shard
-from cfdsl.errors import CfdslError, DuplicateName, raise_all
+from cfdsl.errors import CfdslError, ConfigError, DuplicateName, raise_all
 
 SYNC_WORKSPACE = Arg("ws_sync", (8,), "i32", "workspace", mutated=True)  # grid barrier word, status flags
 BARRIER_BYTES = 8
@@ -27,10 +27,11 @@ RING_ALIGN = 1024
 
 def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan:
     """Plan one kernel. Raises NotLowered, ConfigError and the like; `check` then proves what comes out of here."""
-    b = Builder(placed, config)
+    beyond = limits(placed.graph)
+    b = Builder(placed, config, lost={node for limit in beyond for node in limit.nodes})
     _shares(b)
     early_scalars(b)
-    _lower_nodes(b)
+    _lower_nodes(b, [limit.error for limit in beyond])
     if b.flags:
         b.step("flags", "tell the host of what was out of range", flags=tuple(b.flags))
     if config.multicast:
@@ -42,30 +43,32 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
         name=placed.graph.name, model=model, dtype=placed.graph.dtype, mesh=placed.mesh, config=config, args=_args(b),
         ring=ring, streams=tuple(b.streams), buffers=buffers, barriers=barriers, steps=tuple(b.steps),
         exchanges=tuple(b.exchanges), smem_bytes=total, needs_residency=any(step.op == "grid_barrier" for step in b.steps),
-        shares=tuple(b.shares.values()),
+        shares=tuple(b.shares.values()), slices=tuple(sorted(b.slices)),
     )  # fmt: skip
 
 
-def _lower_nodes(b: Builder) -> None:
-    """Lower every node. Those that do not depend on a refused one are looked at too: all independent refusals are raised at once."""
-    graph, limited = b.placed.graph, limits(b.placed.graph)
-    refused = [limit.error for limit in limited]
-    lost = {node for limit in limited for node in limit.nodes}
+def _lower_nodes(b: Builder, refused: list[CfdslError]) -> None:
+    """Lower every node. Those that do not depend on a refused one are looked at too: all independent refusals are raised at once.
+
+    refused: what was before, of the nodes in `b.lost`
+    """
+    graph = b.placed.graph
     for node in graph.nodes:
-        if node in lost or not lost.isdisjoint(node.args):
-            lost.add(node)
+        if node in b.lost or not b.lost.isdisjoint(node.args):
+            b.lost.add(node)
             continue
         try:
             lower_node(b, node)
             for name in (name for name, output in graph.outputs if output is node):
                 store(b, node, name)  # at once: a store ahead of an exchange need not wait for it
         except CfdslError as error:
-            refused.append(error)
-            lost.add(node)
+            if not any(isinstance(error, ConfigError) and error.message == told.message for told in refused):
+                refused.append(error)  # of a config once: it is mended once
+            b.lost.add(node)
         except Exception:
             if not refused:  # else it stumbled over what a refused node left undone
                 raise
-            lost.add(node)
+            b.lost.add(node)
     raise_all(refused)
 
 
@@ -80,13 +83,11 @@ def _ring(b: Builder) -> Ring:
 def _shares(b: Builder) -> None:
     """Partition the rows of every mesh-wide value over the CTAs, and note which operands of their epilogues can be fetched early."""
     for node in b.placed.graph.nodes:
-        last = Shard(len(node.types[0].shape) - 1)
-        placement = b.placed.placements[node][0]
-        if placement.grid != last or placement.cluster != last:
+        if node in b.lost or not b.spread(node):
             continue
         if node.op == "linear" and node.attr("across") == "all":
-            weight = leaf(node.args[1])
-            b.share(int(node.type.shape[-1]), int(weight.type.shape[-1]), ITEMSIZE[weight.type.dtype])
+            weight = stored(node)
+            b.share(int(node.type.shape[-1]), int(node.args[1].type.shape[-1]), ITEMSIZE[weight.type.dtype])
         elif node.op in ELEMENTWISE or node.op == "grid_reduce_scatter":
             share_of(b, int(node.types[0].shape[-1]))
         if node.op in ("add", "mul"):

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, prod
 
-from cfdsl.dsl.graph import GRID_COLLECTIVES, ITEMSIZE, Dim, Graph, Node
+from cfdsl.dsl.graph import GRID_COLLECTIVES, ITEMSIZE, VIEWS, Dim, Graph, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.place_rules.site import over_all_ctas
 from cfdsl.dsl.placement import AxisPlacement, Mesh, Partial, Placement, R, ReduceOp, Shard
 
 DEFAULT_SIZES: Mapping[str, int] = {"tokens": 4096}
-VIEWS = ("split_heads", "merge_heads", "slice_grid", "slice_cluster", "reshape", "split", "item")
 POINTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm")
 
 

@@ -21,6 +21,7 @@ ITEMSIZE = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4}
 CLUSTER_COLLECTIVES = ("cluster_reduce", "cluster_gather", "cluster_reduce_scatter")
 GRID_COLLECTIVES = ("grid_reduce", "grid_gather", "grid_reduce_scatter")
 COLLECTIVES = CLUSTER_COLLECTIVES + GRID_COLLECTIVES
+VIEWS = ("slice_grid", "slice_cluster", "split_heads", "merge_heads", "reshape", "split", "item")  # the same elements, or some of them
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,8 @@ def _out_of_range(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> Iterator
             if not all(_within(length, tensors, capacity) for length in node.args[2:]):
                 yield BAD_LENGTH
         elif node.op == "rope":
-            rows = len(tensors[leaf_of(node.args[1]).attr("name")])
-            if not _within(node.args[3], tensors, rows - 1):
+            table = leaf_of(node.args[1])
+            if table.op in ("input", "weight") and not _within(node.args[3], tensors, len(tensors[table.attr("name")]) - 1):
                 yield BAD_POSITION
         elif node.op == "embedding":
             rows = len(tensors[leaf_of(node.args[1]).attr("name")])

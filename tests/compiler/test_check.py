@@ -192,6 +192,31 @@ BUGS: dict[str, tuple[KernelPlan, str, str]] = {
         with_params(PAPER, 9, tiles=replace(PAPER.steps[9].params["tiles"], col0=Affine.of(rank=1020))),
         "addresses", "tiles of wq start at an odd place: column 3060 x 2 B % 16 = 8",
     ),
+    "a stream of another type": (
+        replace(GOOD, streams=(replace(GOOD.streams[0], itemsize=4, rows=1), *GOOD.streams[1:])), "streamed_types",
+        "wq is streamed as another type than it has: 4 B an element, bf16 has 2",
+    ),
+    "half of each row": (
+        with_params(GOOD, 8, tiles=replace(GOOD.steps[8].params["tiles"], cols=2048)), "products",
+        "rows of wq do not meet the whole vector once: 1 x 2048 columns, of 4096",
+    ),
+    "every rank has the same columns": (
+        with_params(PAPER, 9, tiles=replace(PAPER.steps[9].params["tiles"], col0=Affine())), "products",
+        "rows of wq do not meet the whole vector once: 1 x 1024 columns, of 4096",
+    ),
+    "a vector for other rows": (
+        with_params(GOOD, 8, tiles=replace(GOOD.steps[8].params["tiles"], warps_per_row=4)), "products",
+        "rows of wq meet a vector that is spread in another way: (columns, pieces, warps to a row) (4096, 1, 4), "
+        "of the vector (4096, 1, 8)",
+    ),
+    "an output that is not stored": (
+        with_params(JOINED, step_of(JOINED, "store_rows"), share=Share("rows64", 64, 8, 16)), "stored_whole",
+        "y is not stored whole: element 32 of 64 is missing",
+    ),
+    "a gathered vector that is not stored": (
+        with_params(GOOD, 34, offset=Affine.of(cluster=128, rank=16)), "stored_whole",
+        "ws_gather is not stored whole: element 80 of 4096 is missing",
+    ),
     "fragment that ends within a chunk": (
         with_params(GOOD, 5, tiles=replace(GOOD.steps[5].params["tiles"], cols=4092)), "fragments",
         "a fragment in mean_square ends within a chunk: 4092 % 8",

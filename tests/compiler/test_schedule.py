@@ -72,7 +72,7 @@ def test_several_heads_of_a_cluster_are_blocks_of_rows() -> None:
 def test_clusters_that_share_a_kv_head() -> None:
     plan = block("llama-3.1-8b", clusters=32)  # one query head each; 4 clusters to a KV head
     last = corners(plan)[-1]
-    assert last["kv_head"] == 31 // 4 == 7
+    assert last["slice8"] == 31 // 4 == 7
     assert gemv(plan, "wq").row0.at(last) == 31 * 128 + 3 * 32
     assert gemv(plan, "wk").row0.at(last) == 7 * 128 + 3 * 32
     assert [plan.steps[i].params["repeat"] for i in steps_of(plan, "append")] == [4]

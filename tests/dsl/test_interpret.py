@@ -85,6 +85,31 @@ def test_split_concat_reshape_and_heads(mesh: cf.Mesh) -> None:
     torch.testing.assert_close(y_of(traced(spec, 4), {"a": a}, mesh), torch.cat((a[:, 8:], a[:, :8]), 1).double())
 
 
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_concat_slices_what_is_whole_where_it_meets_slices(mesh: cf.Mesh) -> None:
+    def spec(m: cf.ModelConfig, batch: int) -> Any:
+        a, b = cf.input("a", (2, 32)), cf.input("b", (1, 32))
+        with cf.clusters(over=4) as axis:
+            y = cf.concat([cf.shard(a[:, axis], 1), b, a], dim=0)
+        return cf.outputs(y=y)
+
+    a, b = bf16(2, 32), bf16(1, 32, seed=1)
+    torch.testing.assert_close(y_of(traced(spec), {"a": a, "b": b}, mesh), torch.cat((a, b, a)).double())
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_a_bias_of_heads_that_are_cut_by_their_dimension(mesh: cf.Mesh) -> None:
+    def spec(m: cf.ModelConfig, batch: int) -> Any:
+        with cf.clusters(over=4) as axis:
+            w = cf.weight("w", (24, 32)).split_heads(3)[:, axis]
+            y = cf.linear(cf.input("x", (batch, 32)), w, cf.weight("b", (3, 8)))
+        return cf.outputs(y=y)
+
+    t = {"x": bf16(2, 32), "w": bf16(24, 32, seed=1), "b": bf16(3, 8, seed=2)}
+    want = (t["x"].double() @ t["w"].double().T).reshape(2, 3, 8) + t["b"].double()
+    torch.testing.assert_close(y_of(traced(spec), t, mesh), want)
+
+
 def ffn(m: cf.ModelConfig, batch: int) -> Any:
     """Gate, up and down, split-K over the grid and the cluster: every kind of linear."""
     x = cf.input("x", (batch, 32))

@@ -102,7 +102,7 @@ def test_the_oracle(name: str) -> None:
 def test_pieces_are_read_at_their_offset_in_what_was_gathered() -> None:
     """smollm2-135m: 9 heads of 64 for q, then 3 for k, then 3 for v, of one vector of 960; no copy is made."""
     text = source(fused_qkv)
-    for offset in ("cluster * 64, 64", "kv_head * 64 + 576, 64", "kv_head * 64 + 768, 64"):
+    for offset in ("cluster * 64, 64", "slice3 * 64 + 576, 64", "slice3 * 64 + 768, 64"):
         assert f"grid.fetch(ws_gather, {offset}, THREADS)" in text
     assert "pointwise.silu(frag.load(ws_gather, W_DOWN)) * frag.load(ws_gather, W_DOWN, 1536)" in source(fused_ffn)
 

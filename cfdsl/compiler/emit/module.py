@@ -145,9 +145,8 @@ def _prologue(c: Context, body: str, started: list[str]) -> list[str]:
 
 def _coordinates(plan: KernelPlan) -> list[tuple[str, str]]:
     coordinates = [("rank", "cute.arch.block_idx_in_cluster()"), ("cluster", "bid // RANKS")]
-    repeats = {step.params["repeat"] for step in plan.steps if step.op == "append" and step.params["repeat"] > 1}
-    if repeats:
-        coordinates.append(("kv_head", f"cluster // {repeats.pop()}  # neighbouring clusters share a KV head"))
+    for n in plan.slices:
+        coordinates.append((f"slice{n}", f"cluster // {plan.mesh.clusters // n}  # neighbouring clusters share one of {n} slices"))
     if plan.mesh.splits > 1:
         coordinates.append(("group", f"cluster // {plan.mesh.splits}"))
         coordinates.append(("split", f"cluster % {plan.mesh.splits}"))

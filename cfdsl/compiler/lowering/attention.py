@@ -17,7 +17,7 @@ from cfdsl.errors import ConfigError, NotLowered
 
 def early_scalars(b: Builder) -> None:
     """Lengths, positions and rope angles: fetched first of all, so that their latency hides behind the projections."""
-    for node in b.placed.graph.nodes:
+    for node in (node for node in b.placed.graph.nodes if node not in b.lost):
         if node.op == "append":
             clamped(b, node.args[3], "tokens", node.args[0])
         if node.op == "rope":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cfdsl.compiler.builder import Builder
-from cfdsl.compiler.lowering.values import Scalar, Softmax, Vector
+from cfdsl.compiler.lowering.values import Scalar, Softmax, Vector, made_with
 from cfdsl.compiler.lowering.vectors import materialise
 from cfdsl.compiler.plan import Exchange
 from cfdsl.dsl.graph import Node
@@ -203,10 +203,4 @@ def _monoid(b: Builder, arg: Node) -> str:
 
 def _name(node: Node) -> str:
     """A short name for the buffer that will hold the whole of `node`: that of the weight it was made with."""
-    if node.op == "linear":
-        weight = node.args[1]
-        while weight.op != "weight":
-            weight = weight.args[0]
-        name: str = weight.attr("name")
-        return name[1:] if name.startswith("w") and name[1:].isidentifier() else name
-    return node.op
+    return made_with(node) if node.op == "linear" else node.op

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import prod
 
+from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.lowering.cluster import wait_for
 from cfdsl.compiler.lowering.stores import share_of, store
 from cfdsl.compiler.lowering.values import Best, Product, Shared, SharedBest, SharedTerms, Softmax, Vector
 from cfdsl.compiler.plan import Exchange
 from cfdsl.dsl.graph import Node
-from cfdsl.dsl.placement import R
+from cfdsl.dsl.placement import R, Shard
 from cfdsl.errors import NotLowered
 
 
@@ -44,10 +45,11 @@ def lower_grid_reduce(b: Builder, node: Node) -> None:
             raise NotLowered(op="grid_reduce", why="indices and softmax terms do not share an exchange", src=node.src)
         _, heads, dim = (int(size) for size in arg.type.shape)
         outs, stats = b.workspace("ws_terms", (b.splits * heads * dim,), "f32"), b.workspace("ws_stats", (b.splits * heads * 2,), "f32")
+        head0 = b.grid_offset(heads, 1) if isinstance(b.placed.of(arg).grid, Shard) else Affine()
         b.step(
             "store_terms", f"{outs}[split], {stats}[split] = {value.out}, {value.stats}", reads=(value.out, value.stats), src=node.src,
             outs=outs, stats=stats, source=value.out, source_stats=value.stats, heads=value.heads, block=value.dim, dim=dim,
-            all_heads=heads, head0=b.grid_offset(heads, 1),
+            all_heads=heads, head0=head0,
         )  # fmt: skip
         b.values[(node, i)] = SharedTerms(outs, stats, b.splits, heads, dim)
         readers = b.ranks if _spread(b, heads * dim) else 1

@@ -6,27 +6,28 @@ from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles, least_stage, row_pieces, thread_registers, tile_rows, warps_per_row
-from cfdsl.compiler.lowering.pointwise import Where, expression, fragment_var, through_view
-from cfdsl.compiler.lowering.values import Product, leaf
+from cfdsl.compiler.lowering.pointwise import CHUNK, Where, aligned, expression, fragment_var
+from cfdsl.compiler.lowering.values import Product
+from cfdsl.compiler.lowering.weights import Matrix, matrix
 from cfdsl.dsl.graph import ITEMSIZE, Node
 from cfdsl.dsl.placement import Partial, Shard
-from cfdsl.errors import ConfigError, NotLowered, ShardDoesNotDivide
+from cfdsl.errors import ConfigError, NotLowered
 
 
 def lower_linear(b: Builder, node: Node) -> None:
     """One stream of weight tiles and one `gemv` step; the sums over warps wait until somebody reads them."""
-    x, weight = node.args[:2]
-    tiles = weight_tiles(b, node)
-    held = fragment_var(b, x, operand_place(b, node, x, tiles), tiles)
+    x, weight = node.args[0], matrix(b, node)
+    tiles = weight_tiles(b, node, weight)
+    held = fragment_var(b, x, operand_place(b, node, tiles), tiles)
     rows = tiles.run
-    name = leaf(weight).attr("name")
+    name = weight.name
     part, first = joined(b, held.name, tiles, rows) or (b.buffer(f"{name}_terms", (tiles.warps_per_row, rows)), 0)
     stream = b.stream_rows(node, name, tiles)
     b.step(
         "gemv", f"{part}[:, {first}:{first + rows}] = {name}[{rows} rows of {tiles.cols}] . {held}", writes=(part,), src=node.src,
-        joins=first > 0, stream=stream, value=held.name, part=part, tiles=tiles, first=first,
+        joins=first > 0, stream=stream, value=held.name, part=part, tiles=tiles, first=first, length=int(x.type.shape[-1]),
     )  # fmt: skip
-    b.values[node] = Product(part, tiles, rows, bias_expr(b, node, tiles), first)
+    b.values[node] = Product(part, tiles, rows, bias_expr(b, node), first)
 
 
 def joined(b: Builder, value: str, tiles: RowTiles, rows: int) -> tuple[str, int] | None:
@@ -46,33 +47,29 @@ def joined(b: Builder, value: str, tiles: RowTiles, rows: int) -> tuple[str, int
     return part, first
 
 
-def weight_tiles(b: Builder, node: Node) -> RowTiles:
+def weight_tiles(b: Builder, node: Node, weight: Matrix) -> RowTiles:
     """Cut this CTA's part of the weight into tiles, as the node's placement says."""
-    weight = node.args[1]
-    ld = int(leaf(weight).type.shape[-1])
-    itemsize = ITEMSIZE[weight.type.dtype]
+    itemsize = ITEMSIZE[weight.leaf.type.dtype]
     placement = b.placed.of(node)
     out = Shard(len(node.type.shape) - 1)
     if node.attr("across") == "all" and placement.cluster == out and placement.grid == out:
-        share = b.share(int(node.type.shape[-1]), ld, itemsize)
-        rows = min(share.granule, _rows(b, node, ld, itemsize, share.granule))
-        row0 = Affine.of(**{share.symbol: share.granule})
-        return _tiles(b, node, ld, ld, rows, share.most, row0, Affine(), share=share.name)
-    cols, col0 = contraction(b, node, ld, itemsize)
-    row0 = through_view(b, weight, Where()).at if weight.op == "slice_grid" and weight.attr("dim") == 0 else Affine()
-    # in rows of the stored matrix: a head is head_dim rows
-    row0 = Affine.of(row0.const // ld, **{name: k // ld for name, k in row0.terms})
+        if len(node.type.shape) == 3:
+            why = "rows of a weight by heads are spread over all CTAs"
+            raise NotLowered(op="linear", why=why, advice="split the heads of the result, and not those of the weight", src=node.src)
+        share = b.share(weight.rows, weight.cols, itemsize)
+        rows = min(share.granule, _rows(b, node, weight.cols, itemsize, share.granule))
+        row0 = weight.row0 + Affine.of(**{share.symbol: share.granule})
+        return _tiles(b, node, weight.cols, weight.ld, rows, share.most, row0, weight.col0, share=share.name)
+    cols, col0 = contraction(b, node, weight)
     local = b.local(node)
-    heads, last = (local[1], int(node.type.shape[-1])) if len(local) == 3 else (1, int(node.type.shape[-1]))
+    heads, last = (local[1], int(node.type.shape[-1])) if len(local) == 3 else (1, weight.rows)
     mine = local[-1]
     if mine == last:  # not sharded by rows: one run of rows
-        run = heads * last
-        rows = _rows(b, node, cols, itemsize, run)
-        return _tiles(b, node, cols, ld, rows, run, row0, col0)
+        rows = _rows(b, node, cols, itemsize, weight.rows)
+        return _tiles(b, node, cols, weight.ld, rows, weight.rows, weight.row0, col0)
     rows = _rows(b, node, cols, itemsize, mine)
-    row0 = row0 + Affine.of(rank=mine)
     blocks = (mine, last) if heads > 1 else (0, 0)
-    return _tiles(b, node, cols, ld, rows, heads * mine, row0, col0, *blocks)
+    return _tiles(b, node, cols, weight.ld, rows, heads * mine, weight.row0 + Affine.of(rank=mine), col0, *blocks)
 
 
 def _tiles(
@@ -85,37 +82,30 @@ def _tiles(
     return RowTiles(cols, ld, rows, _wpr(b, node, cols, rows, pieces), tiles, row0, col0, block_rows, block_stride, share, pieces)
 
 
-def contraction(b: Builder, node: Node, ld: int, itemsize: int) -> tuple[int, Affine]:
-    """The columns that this CTA multiplies: all, a rank's slice (split-K), or a cluster's slice (a partial product per cluster)."""
-    placement = b.placed.of(node)
-    cols, col0 = ld, Affine()
-    weight = node.args[1]
-    if isinstance(placement.grid, Partial):
-        if weight.op != "slice_grid" or weight.attr("dim") != len(weight.type.shape) - 1 or ld % b.clusters:
-            raise ShardDoesNotDivide(op="linear", dim=1, size=ld, parts=b.clusters, axis="clusters", src=node.src)
-        cols, col0 = ld // b.clusters, Affine.of(cluster=ld // b.clusters)
-    if isinstance(placement.cluster, Partial):
+def contraction(b: Builder, node: Node, weight: Matrix) -> tuple[int, Affine]:
+    """The columns that this CTA multiplies: all that its cluster has, or a rank's slice of them (split-K)."""
+    cols, col0 = weight.cols, weight.col0
+    if isinstance(b.placed.of(node).cluster, Partial):
         cols //= b.ranks
         col0 = col0 + Affine.of(rank=cols)
-    if cols * itemsize % 16:
-        raise ConfigError(name="cluster_size", value=b.ranks, expected=f"such that a slice of {ld} columns is a multiple of 16 bytes")
+    if cols % CHUNK:
+        expected = f"such that a slice of {weight.cols} columns is a multiple of {CHUNK}"
+        raise ConfigError(name="cluster_size", value=b.ranks, expected=expected, src=node.src)
     return cols, col0
 
 
-def operand_place(b: Builder, node: Node, x: Node, tiles: RowTiles) -> Where:
-    """Where in the operand's own slice the fragment starts."""
-    if isinstance(b.placed.of(node).grid, Partial):
-        return Where()  # the operand is already this cluster's slice
-    return Where(tiles.col0)
+def operand_place(b: Builder, node: Node, tiles: RowTiles) -> Where:
+    """Where in the operand's own slice the fragment starts: at the rank's columns, if the operand is not cut over ranks already."""
+    split_k = isinstance(b.placed.of(node).cluster, Partial) and not isinstance(b.placed.of(node.args[0]).cluster, Shard)
+    return Where(Affine.of(rank=tiles.cols)) if split_k else Where()
 
 
-def bias_expr(b: Builder, node: Node, tiles: RowTiles) -> Expr | None:
+def bias_expr(b: Builder, node: Node) -> Expr | None:
     """The bias at this CTA's rows, in the order of `part`."""
     if len(node.args) < 3:
         return None
     bias = node.args[2]
-    where = Where(tiles.row0, tiles.block_rows, tiles.block_stride)
-    return expression(b, leaf(bias), where)
+    return expression(b, bias, aligned(b, node, bias, Where()))
 
 
 def _rows(b: Builder, node: Node, cols: int, itemsize: int, divides: int) -> int:

@@ -12,13 +12,12 @@ from cfdsl.compiler.geometry import RowTiles
 from cfdsl.compiler.lowering.products import flush
 from cfdsl.compiler.lowering.select import looked_up
 from cfdsl.compiler.lowering.values import Product, Scalar, Shared, SharedTerms, Vector
-from cfdsl.dsl.graph import Node
+from cfdsl.dsl.graph import VIEWS, Node
 from cfdsl.dsl.placement import Placement, Shard
 from cfdsl.errors import NotLowered
 
 CHUNK = 8  # elements that a fragment reads at a time
 ELEMENTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm", "embedding")
-VIEWS = ("item", "split", "reshape", "split_heads", "merge_heads", "slice_grid", "slice_cluster")
 
 
 @dataclass(frozen=True)
@@ -123,13 +122,14 @@ def aligned(b: Builder, node: Node, arg: Node, where: Where) -> Where:
     """A replicated operand meets a sharded one: take the slice of it that this CTA works on."""
     if isinstance(b.values.get(arg), Scalar):
         return where
-    mine, theirs, last = b.placed.placements[node][0], b.placed.of(arg), Shard(len(node.type.shape) - 1)
-    if mine.grid == mine.cluster == last:  # rows of a partition over all CTAs
-        if theirs == mine:
+    if b.spread(node):
+        rows, theirs = int(node.type.shape[-1]), b.placed.of(arg)
+        if b.spread(arg) and prod(arg.type.shape) == prod(node.type.shape) == rows:
             return where
-        if theirs != Placement() or prod(arg.type.shape) != prod(node.type.shape):
-            raise NotLowered(op=node.op, why=f"an operand placed {theirs} meets rows spread over all CTAs", src=node.src)
-        share = b.shares[f"rows{node.type.shape[-1]}"]
+        if theirs != Placement() or prod(arg.type.shape) != rows or prod(node.type.shape) != rows:
+            why = f"an operand of shape {list(arg.type.shape)} placed {theirs} meets rows spread over all CTAs"
+            raise NotLowered(op=node.op, why=why, src=node.src)
+        share = b.shares[f"rows{rows}"]
         return where.moved(Affine.of(**{share.symbol: share.granule}))
     return cut(b, node, arg, where)
 

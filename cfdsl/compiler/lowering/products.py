@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cfdsl.compiler.builder import Builder
-from cfdsl.compiler.lowering.values import Product, Vector, leaf
+from cfdsl.compiler.lowering.values import Product, Vector, stored
 from cfdsl.dsl.graph import Node
 
 
@@ -12,7 +12,7 @@ def flush(b: Builder, node: Node) -> Vector:
     ready = [n for n, value in b.values.items() if isinstance(n, Node) and isinstance(value, Product)]
     for one in ready:
         value = b.values[one]
-        out = b.buffer(f"{leaf(one.args[1]).attr('name')}_slice", (value.rows,))
+        out = b.buffer(f"{stored(one).attr('name')}_slice", (value.rows,))
         b.step(
             "finish", f"{out}[i] = {value.expr}", reads=value.expr.buffers(), writes=(out,), src=one.src,
             tree=value.expr, out=out, rows=value.rows,

@@ -9,10 +9,10 @@ from cfdsl.compiler.lowering.attention import lower_append, lower_attend, lower_
 from cfdsl.compiler.lowering.cluster import lower_cluster_gather, lower_cluster_reduce, lower_cluster_reduce_scatter
 from cfdsl.compiler.lowering.grid import lower_grid_gather, lower_grid_reduce, lower_grid_reduce_scatter
 from cfdsl.compiler.lowering.linear import lower_linear
-from cfdsl.compiler.lowering.pointwise import ELEMENTWISE, VIEWS
+from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
 from cfdsl.compiler.lowering.select import lower_argmax
 from cfdsl.compiler.lowering.vectors import lower_concat, lower_item, lower_mean_square, lower_slice_grid
-from cfdsl.dsl.graph import Node
+from cfdsl.dsl.graph import VIEWS, Node
 from cfdsl.errors import NotLowered
 
 RULES: dict[str, Callable[[Builder, Node], None]] = {
@@ -32,14 +32,19 @@ RULES: dict[str, Callable[[Builder, Node], None]] = {
     "append": lower_append,
     "attend": lower_attend,
 }
+OF_SHARES = ("add", "mul", "silu", "gelu", "cast", "argmax", "grid_gather", "item")  # take rows that are spread over all CTAs
 WHERE_NEEDED = ("input", "weight", "kv_cache", *ELEMENTWISE, *VIEWS)
 
 
 def lower_node(b: Builder, node: Node) -> None:
     """Apply the node's rule, if its op has one."""
     rule = RULES.get(node.op)
+    if node.op not in OF_SHARES and any(b.spread(arg) for arg in node.args):
+        why = "an argument is spread over all CTAs, in shares that may be uneven"
+        raise NotLowered(op=node.op, why=why, advice="call grid_gather on it first", src=node.src)
     rows = node.args[1] if node.op == "append" else node.args[0] if node.op == "mean_square" else node
-    if rule is not None and node.op not in ("linear", "slice_grid") and b.local(rows)[0] != 1:
+    view = node.op == "slice_grid" or (node.op == "item" and node.args[0].op == "split")
+    if rule is not None and node.op != "linear" and not view and b.local(rows)[0] != 1:
         why = f"a cluster has {b.local(rows)[0]} rows of it; only one is lowered"
         raise NotLowered(op=node.op, why=why, src=node.src)
     if rule is not None:

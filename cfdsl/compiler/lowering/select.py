@@ -7,7 +7,7 @@ from math import prod
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
-from cfdsl.compiler.lowering.values import Best, leaf
+from cfdsl.compiler.lowering.values import Best
 from cfdsl.dsl.graph import Node
 from cfdsl.dsl.placement import Shard
 from cfdsl.errors import NotLowered
@@ -24,7 +24,7 @@ def looked_up(b: Builder, node: Node) -> Expr:
     if (rows := b.local(node)[0]) != 1:
         raise NotLowered(op="embedding", why=f"a cluster has {rows} rows of it; only one is lowered", src=node.src)
     columns = int(table.type.shape[1])
-    return Expr("leaf", leaf(table).attr("name"), Affine.of(**{_index(b, node): columns}))
+    return Expr("leaf", table.attr("name"), Affine.of(**{_index(b, node): columns}))
 
 
 def _index(b: Builder, node: Node) -> str:
@@ -53,7 +53,7 @@ def lower_argmax(b: Builder, node: Node) -> None:
     placement, shape = b.placed.of(x), [int(dim) for dim in x.type.shape]
     last = Shard(len(shape) - 1)
     tree = expression(b, x, Where())
-    share = b.shares.get(f"rows{shape[-1]}") if placement.grid == placement.cluster == last else None
+    share = b.shares[f"rows{shape[-1]}"] if b.spread(x) else None
     n, first = b.local(x)[-1], Affine()
     if share is not None:
         n, first = share.most, Affine.of(**{share.symbol: share.granule})

@@ -8,9 +8,9 @@ from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
-from cfdsl.compiler.lowering.pointwise import ELEMENTWISE, VIEWS, Where, expression, row_tiles
+from cfdsl.compiler.lowering.pointwise import ELEMENTWISE, Where, expression, row_tiles
 from cfdsl.compiler.lowering.values import Scalar, Shared, SharedBest
-from cfdsl.dsl.graph import Node
+from cfdsl.dsl.graph import VIEWS, Node
 from cfdsl.dsl.placement import Partial, Replicate, Shard
 from cfdsl.errors import NotLowered
 
@@ -28,9 +28,7 @@ def store(b: Builder, node: Node, dst: str) -> int:
         return 1
     if node.type.dtype == "i32":
         raise NotLowered(op="outputs", why="of indices, only the result of grid_reduce(argmax(...)) can be stored", src=node.src)
-    placement = b.placed.of(node)
-    last = Shard(len(node.type.shape) - 1)
-    if placement.grid == last and placement.cluster == last and f"rows{node.type.shape[-1]}" in b.shares:
+    if b.spread(node):
         share = b.shares[f"rows{node.type.shape[-1]}"]
         tree = expression(b, node, Where())
         clears = tuple(ws for ws, name in b.clears if name == share.name)

@@ -7,14 +7,26 @@ from dataclasses import dataclass
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
-from cfdsl.dsl.graph import Node
+from cfdsl.dsl.graph import VIEWS, Node
+from cfdsl.errors import NotLowered
 
 
-def leaf(weight: Node) -> Node:
-    """The stored weight under a weight's views."""
-    while weight.op != "weight":
-        weight = weight.args[0]
-    return weight
+def stored(node: Node) -> Node:
+    """The stored weight under the views of a linear's weight. NotLowered if there is none: what is computed lies nowhere to stream from."""
+    at = node.args[1]
+    while at.op in VIEWS:
+        at = at.args[0]
+    if at.op == "weight":
+        return at
+    what = f"the input {at.attr('name')!r}" if at.op == "input" else f"what {at.op} computes"
+    advice = "declare it with cf.weight, as the product needs it: its rows are streamed as they lie in memory"
+    raise NotLowered(op="linear", why=f"its weight is {what}", advice=advice, src=node.src)
+
+
+def made_with(node: Node) -> str:
+    """A short name for the result of a linear: that of its weight, without the `w` in front."""
+    name = str(stored(node).attr("name"))
+    return name[1:] if name.startswith("w") and name[1:].isidentifier() else name
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from math import prod
 
 from cfdsl.compiler.builder import Builder
-from cfdsl.compiler.lowering.linear import leaf
-from cfdsl.compiler.lowering.pointwise import VIEWS, Where, expression, mean_square, row_tiles
+from cfdsl.compiler.lowering.pointwise import Where, expression, mean_square, row_tiles
 from cfdsl.compiler.lowering.products import flush
-from cfdsl.compiler.lowering.values import Fetched, Product, Scalar, Shared, Vector
-from cfdsl.dsl.graph import Node
+from cfdsl.compiler.lowering.values import Fetched, Product, Scalar, Shared, Vector, made_with
+from cfdsl.dsl.graph import VIEWS, Node
 from cfdsl.errors import NotLowered
 
 
@@ -41,7 +40,7 @@ def lower_slice_grid(b: Builder, node: Node) -> None:
         return
     size = prod(b.local(node))
     tree = expression(b, node, Where())
-    name = _made_with(root)
+    name = _name(root)
     variable = b.variable(f"{name}_got")
     text = f"{variable} = {tree}, for {size} elements"
     b.step("fetch", text, src=node.src, out=variable, workspace=tree.name, offset=tree.offset, n=size)
@@ -59,13 +58,10 @@ def _keep(b: Builder, node: Node) -> Vector:
     return kept
 
 
-def _made_with(node: Node) -> str:
+def _name(node: Node) -> str:
     """A short name for a gathered value: that of the weight it was made with."""
     source = node.args[0].args[node.attr("index")] if node.op == "item" else node
-    if source.op != "linear":
-        return "gathered"
-    name: str = leaf(source.args[1]).attr("name")
-    return name[1:] if name.startswith("w") and name[1:].isidentifier() else name
+    return made_with(source) if source.op == "linear" else "gathered"
 
 
 def lower_item(b: Builder, node: Node) -> None:

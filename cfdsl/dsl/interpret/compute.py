@@ -70,8 +70,8 @@ def _linear(m: Machine, node: Node, rank: Rank, args: list[Local]) -> Local:
         held = w.spans[last - 1]
         mine = share_of(held, m.mesh.ctas, rank[0] * m.mesh.ranks + rank[1]) if everywhere else part_of(held, m.mesh.ranks, rank[1])
         w = w.narrow(last - 1, mine)
-        bias = [b.narrow(last - 1, w.spans[last - 1]) for b in bias]
-    bias = [b.narrow(0, w.spans[0]) for b in bias]
+    for dim in range(last):
+        bias = [b.narrow(dim, w.spans[dim]) for b in bias]
     operands = (x.narrow(1, inner), w.narrow(last, inner), *bias)
 
     def product(x: Tensor, w: Tensor, *bias: Tensor) -> Tensor:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cfdsl.dsl.graph import ITEMSIZE, Node, Type
+from cfdsl.dsl.graph import ITEMSIZE, VIEWS, Node, Type
 from cfdsl.dsl.interpret.traffic import PAYLOAD, ExchangeTraffic, Traffic, exchange_row
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Partial, Placement, ReduceOp, Shard
 from cfdsl.errors import ArgumentError
 
-VIEWS = ("slice_grid", "slice_cluster", "split_heads", "merge_heads", "reshape", "split", "item")
 LENGTH = "length"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cfdsl.dsl.graph import Node
-from cfdsl.dsl.interpret.local import Local, OracleError, Rank, full_spans
+from cfdsl.dsl.interpret.local import Local, OracleError, Rank, full_spans, meet
 from cfdsl.dsl.interpret.machine import Handler, Machine, part_of
 
 if TYPE_CHECKING:
@@ -64,9 +64,13 @@ def split(m: Machine, node: Node, x: Local) -> list[Local]:
 
 def _concat(m: Machine, node: Node, rank: Rank, args: list[Local]) -> Local:
     dim = node.attr("dim")
-    rest = {(*x.spans[:dim], *x.spans[dim + 1 :]) for x in args}
-    if len(rest) != 1 or any(x.spans[dim] != (0, m.shape(arg)[dim]) for x, arg in zip(args, node.args, strict=True)):
-        raise OracleError(node, "the pieces that a rank holds do not fit together")
+    if any(x.spans[dim] != (0, m.shape(arg)[dim]) for x, arg in zip(args, node.args, strict=True)):
+        raise OracleError(node, "a rank does not hold whole pieces")
+    for other in (d for d in range(len(args[0].spans)) if d != dim):
+        held = args[0].spans[other]
+        for x in args[1:]:
+            held = meet(held, x.spans[other], node)
+        args = [x.narrow(other, held) for x in args]
     spans = (*args[0].spans[:dim], (0, m.shape(node)[dim]), *args[0].spans[dim + 1 :])
 
     def join(*data: Tensor) -> Tensor:

@@ -1,0 +1,48 @@
+"""Proofs about what is stored: of every output, and of every workspace that is gathered, all CTAs together write every element."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+from cfdsl.compiler.plan import KernelPlan, Step
+from cfdsl.errors import CfdslError, PlanError
+
+Found = Iterator[CfdslError]
+Run = tuple[int, int]  # elements [first, last) of a vector
+
+
+def stored_whole(plan: KernelPlan) -> Found:
+    """No element of an output or of a gathered workspace is left as it was."""
+    sizes = {arg.name: prod(dim for dim in arg.shape if isinstance(dim, int)) for arg in plan.args}
+    runs: dict[str, list[Run]] = {arg.name: [] for arg in plan.args if arg.role == "output"}
+    sources = {}
+    for step in plan.steps:
+        for name, run in _written(plan, step):
+            runs.setdefault(name, []).append(run)
+            sources[name] = step.src
+    for name, found in runs.items():
+        reached = 0
+        for first, last in sorted(found):
+            if first > reached:
+                break
+            reached = max(reached, last)
+        if reached < sizes[name]:
+            yield PlanError(what=f"{name} is not stored whole", sum=f"element {reached} of {sizes[name]} is missing", src=sources.get(name))
+
+
+def _written(plan: KernelPlan, step: Step) -> Iterator[tuple[str, Run]]:
+    """(vector in global memory, the elements) that each CTA writes of it."""
+    p = step.params
+    if step.op == "store_index":
+        yield p["dst"], (0, 1)
+    if step.op == "store_rows":
+        yield from ((p["dst"], p["share"].bounds(cta)) for cta in range(plan.mesh.ctas))
+    if step.op in ("store_vector", "store_fragment"):
+        n = p["tiles"].cols if "tiles" in p else p["n"]
+        block, stride = p.get("block") or n, p.get("stride", n)
+        for cta in range(plan.mesh.ctas):
+            at = plan.coordinates(cta)
+            if not (p["alone"] and at["rank"]) and not (p.get("everywhere") and at["cluster"]):
+                starts = [p["offset"].at(at) + i // block * stride for i in range(0, n, block)]
+                yield from ((p["dst"], (start, start + block)) for start in starts)
