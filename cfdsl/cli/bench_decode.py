@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -30,6 +30,9 @@ def bench_decode(
     dtype: Annotated[Dtype, typer.Option(help="Of weights and caches; sums are float32.")] = "bf16",
     steps: Annotated[int, typer.Option(min=2, help="Tokens per measurement: one replay of a CUDA graph each.")] = 64,
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Measure Hugging Face with torch.compile too.")] = True,
+    layers: Annotated[
+        Literal["whole", "blocks"], typer.Option(help="A kernel per layer, or one for attention and one for the feed-forward block.")
+    ] = "whole",
     budget: Annotated[float, typer.Option(help="Seconds after which no further peer is begun.")] = 300.0,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write the record here; - for stdout, without tables.", show_default=False)
@@ -49,13 +52,13 @@ def bench_decode(
 
     screen = console(stderr=True)
     record = benchmark_decode(
-        sizes, contexts, dtype=DTYPES[dtype], steps=steps, peers=peers, budget_s=budget,
+        sizes, contexts, dtype=DTYPES[dtype], steps=steps, peers=peers, budget_s=budget, layers=layers,
         log=lambda text: screen.print(text, style="dim", markup=False),
     )  # fmt: skip
     if trace is not None:
         from cfdsl.hf.decode_bench import trace_decode
 
-        save_step(trace, trace_decode(sizes, max(contexts), DTYPES[dtype]), screen)
+        save_step(trace, trace_decode(sizes, max(contexts), DTYPES[dtype], layers=layers), screen)
     record = {**record, "command": " ".join(["python -m cfdsl", *sys.argv[1:]])}
     text = jsonlib.dumps(record, indent=2, default=str) + "\n"
     if json is not None and str(json) == "-":

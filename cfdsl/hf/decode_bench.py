@@ -21,12 +21,12 @@ Log = Callable[[str], None]
 
 def benchmark_decode(
     sizes: ModelConfig, contexts: Sequence[int], *, dtype: str = "bf16", steps: int = 64, peers: bool = True, budget_s: float = 300.0,
-    seed: int = 0, log: Log = lambda text: None, device: str = "cuda",
+    seed: int = 0, log: Log = lambda text: None, device: str = "cuda", layers: str = "whole",
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that `bench decode` prints: where, the read ceiling, and a row per context with its kernels and peers.
 
     Random weights of `seed`, made on the device; caches filled with random values. budget_s: no further peer is begun after so many
-    seconds of peers (compiling takes most of them); what was left out is named in the record.
+    seconds of peers (compiling takes most of them); what was left out is named in the record. layers: as the Decoder's.
     """
     ceiling = measure.read_ceiling()
     log(f"read ceiling {ceiling.gbps:,.0f} GB/s ({ceiling.how})")
@@ -36,7 +36,7 @@ def benchmark_decode(
     rows, left_out, spent = [], ([] if peers else ["all, as asked"]), 0.0
     model: Any = None
     for context in contexts:
-        decoder, row = measure_ours(sizes, weights, context, steps, dtype, ceiling.gbps, log)
+        decoder, row = measure_ours(sizes, weights, context, steps, dtype, ceiling.gbps, log, layers)
         rows.append(row)
         if peers and spent <= budget_s:
             started = time.monotonic()
@@ -48,19 +48,19 @@ def benchmark_decode(
             left_out.append(f"Hugging Face at {context:,}: more than {budget_s:.0f} s were spent on peers")
         del decoder
     return {
-        "model": sizes.name, "dtype": dtype, "environment": measure.environment(),
+        "model": sizes.name, "dtype": dtype, "layers": layers, "environment": measure.environment(),
         "ceiling": {"gbps": ceiling.gbps, "how": ceiling.how, "tried": dict(ceiling.tried)},
         "weight_bytes": held, "l2_bytes": measure.l2_bytes(), "seed": seed, "rows": rows, "peers_left_out": left_out,
     }  # fmt: skip
 
 
 def measure_ours(
-    sizes: ModelConfig, weights: Mapping[str, Tensor], context: int, steps: int, dtype: str, ceiling_gbps: float, log: Log
+    sizes: ModelConfig, weights: Mapping[str, Tensor], context: int, steps: int, dtype: str, ceiling_gbps: float, log: Log, layers: str
 ) -> tuple[Any, dict[str, Any]]:
     """A decoder with `context` random tokens in its caches, and its row: whole steps first, then each kernel."""
     capacity = decode_benchmark.capacity_for(context, steps)
     log(f"compiling for {context:,} tokens")
-    decoder = decoder_class()(sizes, weights, capacity=capacity, dtype=dtype)
+    decoder = decoder_class()(sizes, weights, capacity=capacity, dtype=dtype, layers=layers)
     decode_benchmark.fill_caches(decoder)
     row = decode_benchmark.measure_steps(decoder, context, steps, ceiling_gbps)
     log(f"{context:,} tokens: {row['us'] / 1e3:.3f} ms per token, {row['of_ceiling']:.1%} of the ceiling")
@@ -71,11 +71,13 @@ def measure_ours(
     return decoder, row
 
 
-def trace_decode(sizes: ModelConfig, context: int, dtype: str = "bf16", seed: int = 0, device: str = "cuda") -> list[tuple[str, Any]]:
+def trace_decode(
+    sizes: ModelConfig, context: int, dtype: str = "bf16", seed: int = 0, device: str = "cuda", layers: str = "whole"
+) -> list[tuple[str, Any]]:
     """One step with `context` random tokens in the caches, on a timeline: see `step_trace.trace_step`."""
     weights = random_weights(sizes, dtype, device, seed)
     capacity = decode_benchmark.capacity_for(context, REPLAYS)
-    decoder = decoder_class()(sizes, weights, capacity=capacity, dtype=dtype, settings=traced("blocks"))
+    decoder = decoder_class()(sizes, weights, capacity=capacity, dtype=dtype, layers=layers, settings=traced(layers))
     decode_benchmark.fill_caches(decoder)
     return trace_step(decoder, context)
 

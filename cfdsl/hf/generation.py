@@ -177,6 +177,6 @@ def get_ready(
     capacity = -(-(len(prompt) + count + (REPLAYS if trace else 0)) // ROUND) * ROUND
     if device == "cuda":
         torch.cuda.synchronize()  # kernels read weights ahead of stream order
-    settings = traced("blocks") if trace else {}
+    settings = traced("whole") if trace else {}
     decoder = decoder_class()(source.sizes, weights, capacity=capacity, dtype=dtype, backend=backend, settings=settings)
     return Generation(decoder, prompt, count, sampler, ends, converted)

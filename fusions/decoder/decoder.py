@@ -23,7 +23,7 @@ Caches = list[tuple[Tensor, Tensor]]
 class Decoder:
     """A model of the Llama family that decodes one sequence, one token per step.
 
-        embedding(token) -> per layer: attention_block, ffn_block (or decoder_layer) -> lm_head -> logits, next_token; length += 1
+        embedding(token) -> per layer: decoder_layer (or attention_block, ffn_block) -> lm_head -> logits, next_token; length += 1
 
     model      the sizes; a preset's name or a config.json will do
     weights    by Hugging Face name, in `dtype`, on one device; used where they are, never copied
@@ -31,8 +31,8 @@ class Decoder:
     caches     a (k, v) per layer of shape (1, kv_heads, capacity, head_dim), the caller's; None: allocated here
     backend    "kernel": on the GPU. "oracle": on the CPU, by the oracle (slow: for tests and for looking)
     part       what to compile for; None: the GPU at hand
-    layers     "blocks": two kernels per layer. "whole": one, decoder_layer
-    settings   by fusion's name, what `cfdsl.compile` (or `cfdsl.oracle`) shall be told: {"attention_block": {"qkv": "rows"}}; not the
+    layers     "whole": a kernel per layer, decoder_layer. "blocks": two, attention_block and ffn_block
+    settings   by fusion's name, what `cfdsl.compile` (or `cfdsl.oracle`) shall be told: {"decoder_layer": {"qkv": "rows"}}; not the
                options that make the fusions fit together (`fusions.decoder.step.options`)
 
     `token`, `next_token`, `length` (1,) i32 and `logits` (1, vocab) f32 are on the device and never move: set `token` and `length`,
@@ -44,7 +44,7 @@ class Decoder:
     def __init__(
         self, model: cf.ModelConfig | str, weights: Mapping[str, Tensor], *, capacity: int, dtype: str = "bf16",
         caches: Sequence[tuple[Tensor, Tensor]] | None = None, backend: str = "kernel", part: Any = None,
-        layers: str = "blocks", settings: Mapping[str, Mapping[str, Any]] | None = None,
+        layers: str = "whole", settings: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.capacity, self.dtype, self.backend = cf.models.resolve(model), capacity, dtype, backend
         cf.errors.raise_all(setting_errors(capacity, dtype, backend, part, layers, settings or {}))

@@ -20,6 +20,7 @@ LAYERS: dict[str, dict[str, dict[str, Any]]] = {  # the fusions of a layer, with
     "blocks": {"attention_block": {"residual": False, "layout": "bhtd"}, "ffn_block": {}},
     "whole": {"decoder_layer": {"layout": "bhtd"}},
 }
+DATAFLOWS: tuple[Mapping[str, Any], ...] = ({"qkv": "grid"}, {"qkv": "rows"})  # of attention, the deterministic ones that pay
 GIVEN = ("fusion", "model", "batch", "dtype", "part", "sizes")  # what `kernels` tells `cfdsl.compile` itself
 
 
@@ -93,15 +94,18 @@ def new_state(model: cf.ModelConfig, dtype: str, positions: int, device: torch.d
 def kernels(
     model: cf.ModelConfig, dtype: str, backend: str, part: Any, capacity: int, layers: str, settings: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Runner]:
-    """One kernel (or oracle) per fusion, by its name: all layers have the same shapes and share it."""
+    """One kernel (or oracle) per fusion, by its name: all layers have the same shapes and share it. The dataflow of attention, where
+    settings do not have it, is the one that the cost model expects to be faster."""
     made: dict[str, Runner] = {}
     for name, needed in options(layers).items():
         fusion, chosen = fusions.find(name), {**needed, **settings.get(name, {})}
         if backend == "oracle":
             made[name] = cf.oracle(fusion, model, 1, dtype, **chosen)
         else:
-            sizes = {"tokens": min(capacity, 4096)}  # what a cache is planned for: it is seldom full
-            made[name] = cf.compile(fusion, model, 1, dtype, part=part, sizes=sizes, **chosen)
+            how: dict[str, Any] = {"part": part, "sizes": {"tokens": min(capacity, 4096)}}  # what a cache is planned for: it is seldom full
+            if "qkv" in fusion.options and "qkv" not in chosen:
+                chosen |= cf.best_options(fusion, model, 1, dtype, among=DATAFLOWS, **how, **chosen)
+            made[name] = cf.compile(fusion, model, 1, dtype, **how, **chosen)
     return made
 
 

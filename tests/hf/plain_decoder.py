@@ -21,7 +21,7 @@ class PlainDecoder:
 
     def __init__(
         self, model: cf.ModelConfig, weights: Mapping[str, Tensor], *, capacity: int, dtype: str = "bf16", caches: Any = None,
-        backend: str = "kernel", part: Any = None, settings: Any = None,
+        backend: str = "kernel", part: Any = None, layers: str = "whole", settings: Any = None,
     ) -> None:  # fmt: skip
         self.model, self.weights, self.capacity, self.backend = model, dict(weights), capacity, backend
         device = weights["model.norm.weight"].device
@@ -30,7 +30,7 @@ class PlainDecoder:
         self.token, self.length = (torch.zeros(1, dtype=torch.int32, device=device) for _ in range(2))
         self.next_token = torch.zeros_like(self.token)
         self.logits = torch.zeros(1, model.vocab, device=device)
-        self.steps, self.settings = 0, settings
+        self.steps, self.layers, self.settings = 0, layers, settings
         PlainDecoder.made.append(self)
 
     def step(self) -> None:

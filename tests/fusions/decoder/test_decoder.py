@@ -74,8 +74,8 @@ def test_a_layer_as_one_kernel_or_as_two(qkv: str) -> None:
     """The same sums; only that the residual stream is not rounded to 16 bits between the two blocks of a layer."""
     model = TINY.with_(layers=3)  # an odd number: the last layer's result is in the other of the two buffers
     weights = random_weights(model, "f16")
-    blocks = make(model, weights=weights)
-    whole = make(model, weights=weights, layers="whole", settings={"decoder_layer": {"qkv": qkv}})
+    blocks = make(model, weights=weights, layers="blocks")
+    whole = make(model, weights=weights, settings={"decoder_layer": {"qkv": qkv}})
     assert [name for name, _ in whole.kernels] == ["embedding", *["decoder_layer"] * 3, "lm_head"]
     tokens, want = run(blocks, PROMPT, 8)
     for token in PROMPT:
@@ -189,11 +189,12 @@ def test_parameters_and_inference_mode() -> None:
     assert not decoder.logits.requires_grad
 
 
-def test_launches_come_in_the_models_order_and_share_kernels() -> None:
-    decoder = make()
-    assert [name for name, _ in decoder.kernels] == ["embedding", *["attention_block", "ffn_block"] * 2, "lm_head"]
-    assert len({id(kernel) for _, kernel in decoder.kernels}) == 4
-    assert [launch.layer for launch in decoder.launches] == [None, 0, 0, 1, 1, None]
+@pytest.mark.parametrize(("layers", "each"), [("whole", ["decoder_layer"]), ("blocks", ["attention_block", "ffn_block"])])
+def test_launches_come_in_the_models_order_and_share_kernels(layers: str, each: list[str]) -> None:
+    decoder = make(layers=layers)
+    assert [name for name, _ in decoder.kernels] == ["embedding", *each * 2, "lm_head"]
+    assert len({id(kernel) for _, kernel in decoder.kernels}) == 2 + len(each)
+    assert [launch.layer for launch in decoder.launches] == [None, *[0] * len(each), *[1] * len(each), None]
 
 
 @pytest.mark.parametrize("layers", ["blocks", "whole"])
@@ -229,16 +230,16 @@ def test_a_full_cache_is_flagged_and_stays_whole() -> None:
     before = [cache.clone() for pair in decoder.caches for cache in pair]
     decoder.step()
     assert int(decoder.length) == 5
-    assert decoder.status(clear=True) == (f"attention_block: {STATUS[0]}", f"attention_block: {STATUS[1]}")
+    assert decoder.status(clear=True) == (f"decoder_layer: {STATUS[0]}", f"decoder_layer: {STATUS[1]}")
     assert all(torch.equal(a, b) for a, b in zip(before, (cache for pair in decoder.caches for cache in pair)))
     assert decoder.status() == ()
 
 
 def test_settings_reach_the_fusion_they_name() -> None:
-    decoder = make(settings={"attention_block": {"cluster_size": 4, "qkv": "rows"}})
-    attention = decoder.runners["attention_block"]
-    assert isinstance(attention, cf.Oracle)
-    assert attention.placed.mesh.ranks == 4
+    decoder = make(settings={"decoder_layer": {"cluster_size": 4, "qkv": "rows"}})
+    layer = decoder.runners["decoder_layer"]
+    assert isinstance(layer, cf.Oracle)
+    assert layer.placed.mesh.ranks == 4
     assert list(decoder.generate(PROMPT, 3)) == list(make().generate(PROMPT, 3))
 
 
@@ -373,7 +374,7 @@ def test_settings_that_make_no_sense_are_all_named() -> None:
     with pytest.raises(ArgumentError, match="argument 'layers' must be 'blocks' or 'whole', got 'fused'"):
         make(layers="fused")
     with pytest.raises(ArgumentError, match="a dictionary by fusion: embedding, decoder_layer, lm_head, got 'ffn_block'"):
-        make(layers="whole", settings={"ffn_block": {}})
+        make(settings={"ffn_block": {}})
     with pytest.raises(ArgumentError, match="argument 'backend' must be 'kernel' or 'oracle', got 'gpu'"):
         Decoder(TINY, {}, capacity=8, backend="gpu")
 
@@ -384,7 +385,7 @@ def test_what_a_step_needs_of_its_fusions_is_not_for_settings() -> None:
         "lm_head": {"out": "logits", "dtype": "f16"}, "ffn_block": 3,
     }  # fmt: skip
     with pytest.raises(Errors) as caught:
-        make(settings=how)
+        make(layers="blocks", settings=how)
     assert [error.message for error in caught.value.errors] == [
         "argument \"settings['attention_block']['layout']\" must be 'bhtd', which the rest of a step needs, got 'bthd'.",
         "argument \"settings['attention_block']['residual']\" must be False, which the rest of a step needs, got True.",
@@ -395,7 +396,7 @@ def test_what_a_step_needs_of_its_fusions_is_not_for_settings() -> None:
     with pytest.raises(ArgumentError, match="must be 'both'.*got 'token'"):
         make(settings={"lm_head": {"out": "token"}})
     with pytest.raises(ArgumentError, match="must be 'bhtd'.*got 'bthd'"):
-        make(layers="whole", settings={"decoder_layer": {"layout": "bthd"}})
+        make(settings={"decoder_layer": {"layout": "bthd"}})
     with pytest.raises(ArgumentError, match="argument 'settings' must be a dictionary by fusion: embedding.*got 'rows'"):
         make(settings="rows")
     make(settings={"lm_head": {"out": "both"}})  # as it is anyway

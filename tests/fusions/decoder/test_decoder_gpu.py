@@ -157,7 +157,7 @@ def test_caller_owned_caches_and_the_other_dataflow(small: Mapping[str, Tensor])
     model = cf.PRESETS[SMALL]
     shape = (1, model.kv_heads, 320, model.head_dim)
     caches = [tuple(torch.full(shape, float("nan"), dtype=torch.bfloat16, device="cuda") for _ in "kv") for _ in range(model.layers)]
-    decoder = make(small, caches=caches, settings={"attention_block": {"qkv": "rows"}})
+    decoder = make(small, caches=caches, settings={"decoder_layer": {"qkv": "grid"}})
     other = make(small)
     _, logits = run(decoder, decoder.capture(), 1)
     _, want = run(other, other.capture(), 1)
@@ -178,7 +178,7 @@ def test_past_the_capacity_the_caches_stay_whole_and_it_is_flagged(small: Mappin
     step()
     flagged = decoder.status(clear=True)
     assert len(flagged) == 2
-    assert all(text.startswith("attention_block: ") for text in flagged)
+    assert all(text.startswith("decoder_layer: ") for text in flagged)
     assert all(same_bits(a, b) for a, b in zip(before, (cache for pair in decoder.caches for cache in pair)))
     decoder.reset()
     step()
