@@ -238,6 +238,11 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "SASS needs nvdisasm, found none on the PATH.\n  remedy: pip install -U nvidia-cuda-nvdisasm.",
     ),
     (
+        errors.CacheUnusable(folder="/proc/x", problem="No such file or directory"),
+        "the kernel cache /proc/x cannot be used: No such file or directory.\n"
+        "  remedy: set CFDSL_CACHE_DIR to a folder that can be made and written to, or make room in this one.",
+    ),
+    (
         errors.CacheFull(cache="cache", length=128, capacity=128),
         "the cache 'cache' is full: it holds 128 of 128 tokens and a call appends one.\n"
         "  remedy: allocate a larger cache, or drop tokens from it.",

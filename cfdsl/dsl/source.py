@@ -1,10 +1,11 @@
-"""The user's own line: the innermost frame outside of the cfdsl package."""
+"""The user's own line: the innermost frame outside of the cfdsl package. Errors name it, and warnings are blamed on it."""
 
 from __future__ import annotations
 
 import linecache
 import os
 import sys
+import warnings
 from types import FrameType
 
 from cfdsl.dsl.graph import Src
@@ -20,6 +21,14 @@ def user_line() -> Src:
     if frame is None:
         return Src("<unknown>", 0)
     return source_at(frame.f_code.co_filename, frame.f_lineno)
+
+
+def warn_user(text: str, category: type[Warning]) -> None:
+    """A warning that is blamed on the user's line."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)
 
 
 def source_at(file: str, line: int) -> Src:

@@ -13,6 +13,7 @@ from cfdsl.errors.placement import ClustersDoNotDivide, NeedsReduce, NothingToSp
 from cfdsl.errors.runtime import (
     BatchUnsupported,
     CacheFull,
+    CacheUnusable,
     CapacityExceeded,
     ColdCompileInCapture,
     DisassemblerMissing,
@@ -53,6 +54,7 @@ __all__ = [
     "ArgumentError",
     "BatchUnsupported",
     "CacheFull",
+    "CacheUnusable",
     "CapacityExceeded",
     "CfdslError",
     "ClusterSizeUnsupported",
