@@ -7,9 +7,11 @@ import os
 import sys
 import warnings
 from types import FrameType
+from typing import Any
 
 from cfdsl.dsl.graph import Src
 
+_shown: dict[Any, Any] = {}  # what `warnings` keeps to show a warning once per line
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
@@ -29,6 +31,11 @@ def warn_user(text: str, category: type[Warning]) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, category, stacklevel=level)
+
+
+def warn_at(src: Src, text: str, category: type[Warning]) -> None:
+    """A warning that is blamed on a line of a spec; by default it is shown once."""
+    warnings.warn_explicit(text, category, src.file, src.line, registry=_shown)
 
 
 def source_at(file: str, line: int) -> Src:
