@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from cfdsl.errors import ArgumentError, ModelUnsupported, UnknownModel
+from cfdsl.errors import ArgumentError, ModelUnreadable, ModelUnsupported, UnknownModel, raise_all
 from cfdsl.errors.base import listed
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
@@ -20,7 +20,53 @@ HIDDEN_MULTIPLE = 64
 ROW_MULTIPLE = 8  # elements of 16 bits in the 16 bytes that a bulk copy moves at least
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
 ROPE_SCALINGS = ("linear", "llama3")
+ROPE_STYLES = ("half", "interleaved")
+OLD = {"type": "rope_type"}  # names of rotary settings, and what they are called now
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+Rules = Mapping[str, tuple[str, Callable[[Any], bool]]]  # of a field: what it must be, and whether a value is that
+_ANY_OF = {"kind": ROPE_SCALINGS, "rope_style": ROPE_STYLES, "activation": ACTIVATIONS}
+_CHOICES: Rules = {name: (listed([repr(each) for each in known]), known.__contains__) for name, known in _ANY_OF.items()}
+_POSITIVE = ("a positive number", lambda value: _is_number(value) and value > 0)
+_COUNT = ("a positive number", lambda value: _is_whole(value, 1))
+_COUNT_OR_0 = ("a whole number that is not negative", lambda value: _is_whole(value, 0))
+_FLAG = ("True or False", lambda value: isinstance(value, bool))
+_SCALING: Rules = {
+    "kind": _CHOICES["kind"],
+    "factor": _POSITIVE,
+    "low_freq_factor": _POSITIVE,
+    "high_freq_factor": _POSITIVE,
+    "original_max_positions": _COUNT,
+}
+_MODEL: Rules = {
+    "name": ("a string", lambda value: isinstance(value, str)),
+    **dict.fromkeys(("hidden", "heads", "kv_heads", "head_dim", "layers", "max_positions"), _COUNT),
+    **dict.fromkeys(("intermediate", "vocab"), _COUNT_OR_0),
+    **dict.fromkeys(("qkv_bias", "tied_embeddings"), _FLAG),
+    "norm_eps": ("a finite number that is not negative", lambda value: _is_number(value) and value >= 0),
+    "rope_theta": _POSITIVE,
+    "rope_style": _CHOICES["rope_style"],
+    "activation": _CHOICES["activation"],
+    "rope_scaling": ("None or a RopeScaling", lambda value: value is None or isinstance(value, RopeScaling)),
+}
+
+
+def _misfits(record: object, rules: Rules) -> list[ArgumentError]:
+    """ArgumentError for each field of a record that is not what its rule says."""
+    return [
+        ArgumentError(argument=name, expected=expected, got=repr(getattr(record, name)))
+        for name, (expected, fits) in rules.items()
+        if not fits(getattr(record, name))
+    ]
 
 
 @dataclass(frozen=True)
@@ -38,8 +84,11 @@ class RopeScaling:
     original_max_positions: int = 8192
 
     def __post_init__(self) -> None:
-        if self.kind not in ROPE_SCALINGS:
-            raise ArgumentError(argument="kind", expected=listed([repr(kind) for kind in ROPE_SCALINGS]), got=repr(self.kind))
+        errors = _misfits(self, _SCALING)
+        if not errors and self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            expected = f"more than low_freq_factor {self.low_freq_factor}"
+            errors.append(ArgumentError(argument="high_freq_factor", expected=expected, got=repr(self.high_freq_factor)))
+        raise_all(errors)
 
 
 @dataclass(frozen=True)
@@ -70,19 +119,18 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
-        for argument in ("hidden", "heads", "kv_heads", "head_dim", "layers", "max_positions"):
-            value = getattr(self, argument)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ArgumentError(argument=argument, expected="a positive number", got=repr(value))
-        if self.heads % self.kv_heads:
-            raise ArgumentError(argument="kv_heads", expected=f"a divisor of the {self.heads} heads", got=repr(self.kv_heads))
-        object.__setattr__(self, "rotary_dim", self.rotary_dim or self.head_dim)
-        if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
-            raise ArgumentError(argument="rotary_dim", expected=f"an even number up to head_dim {self.head_dim}", got=repr(self.rotary_dim))
-        if self.rope_style not in ("half", "interleaved"):
-            raise ArgumentError(argument="rope_style", expected="'half' or 'interleaved'", got=repr(self.rope_style))
-        if self.activation not in ACTIVATIONS:
-            raise ArgumentError(argument="activation", expected=listed([repr(name) for name in ACTIVATIONS]), got=repr(self.activation))
+        """Raises one error with every field that is not what it must be."""
+        if self.rotary_dim == 0:
+            object.__setattr__(self, "rotary_dim", self.head_dim)
+        errors = _misfits(self, _MODEL)
+        wrong = {error.argument for error in errors}
+        if not wrong & {"heads", "kv_heads"} and self.heads % self.kv_heads:
+            errors.append(ArgumentError(argument="kv_heads", expected=f"a divisor of the {self.heads} heads", got=repr(self.kv_heads)))
+        even = _is_whole(self.rotary_dim, 2) and self.rotary_dim % 2 == 0
+        if "head_dim" not in wrong and not (even and self.rotary_dim <= self.head_dim):
+            expected = f"an even number up to head_dim {self.head_dim}"
+            errors.append(ArgumentError(argument="rotary_dim", expected=expected, got=repr(self.rotary_dim)))
+        raise_all(errors)
 
     @property
     def group(self) -> int:
@@ -119,11 +167,13 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     if not file.is_file():
         raise UnknownModel(name=str(path), known=tuple(PRESETS))
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ModelUnreadable(file=str(file), problem=str(error.strerror or error)) from error
     except ValueError as error:
-        raise ModelUnsupported(name=str(file), reasons=[f"it is not JSON: {error}"]) from error
+        raise ModelUnreadable(file=str(file), problem=f"it is not JSON: {error}") from error
     if not isinstance(raw, dict):
-        raise ModelUnsupported(name=str(file), reasons=["it is not a JSON object"])
+        raise ModelUnreadable(file=str(file), problem="it is not a JSON object")
     return raw, file.resolve().parent.name
 
 
@@ -147,6 +197,13 @@ class _Reader:
         else:
             return value
         return 0
+
+    def flag(self, key: str) -> bool:
+        """True or false; false if it is missing."""
+        value = self.raw.get(key)
+        if value is not None and not isinstance(value, bool):
+            self.reasons.append(f"{key} is {value!r}, neither true nor false")
+        return value is True
 
     def number(self, raw: Mapping[str, Any], key: str, default: float | None = None) -> float:
         value = raw.get(key, default)
@@ -172,7 +229,7 @@ def _from_hf(raw: Mapping[str, Any], name: str) -> ModelConfig:
         "rope_scaling": _rope_scaling(read),
         "rotary_dim": _rotary_dim(read, head_dim),
         "qkv_bias": raw.get("model_type") == "qwen2",
-        "tied_embeddings": bool(raw.get("tie_word_embeddings", False)),
+        "tied_embeddings": read.flag("tie_word_embeddings"),
         "activation": raw.get("hidden_act", "silu"),
     }
     read.reasons += problems(hidden=hidden, heads=heads, kv_heads=kv_heads, head_dim=head_dim, intermediate=fields["intermediate"])
@@ -247,7 +304,20 @@ def _rope_parameters(raw: Mapping[str, Any]) -> dict[str, Any]:
     return dict(found) if isinstance(found, Mapping) else {"rope_type": found}
 
 
+def _rope_misfits(raw: Mapping[str, Any]) -> list[str]:
+    """Rotary settings that do not say one thing about all layers."""
+    newer, older = raw.get("rope_parameters"), raw.get("rope_scaling")
+    reasons = []
+    if isinstance(newer, Mapping) and isinstance(older, Mapping) and any(newer.get(OLD.get(key, key)) != older[key] for key in older):
+        reasons.append("rope_parameters and rope_scaling are both there, and say different things")
+    kinds = [name for name, value in _rope_parameters(raw).items() if isinstance(value, Mapping)]
+    if kinds:
+        reasons.append(f"its rotary settings differ by the type of layer ({', '.join(kinds)})")
+    return reasons
+
+
 def _rope_scaling(read: _Reader) -> RopeScaling | None:
+    read.reasons += _rope_misfits(read.raw)
     rope = _rope_parameters(read.raw)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
@@ -258,8 +328,13 @@ def _rope_scaling(read: _Reader) -> RopeScaling | None:
         read.reasons.append(f"rope type {kind!r} is not understood; known are default, linear, llama3")
         return None
     keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    known = len(read.reasons)
     factor, low, high, original = (read.number(rope, key) for key in keys)
-    return RopeScaling("llama3", factor, low, high, int(original))
+    if len(read.reasons) == known and low >= high:
+        read.reasons.append(f"low_freq_factor {low} is not below high_freq_factor {high}")
+    if original != int(original):
+        read.reasons.append(f"original_max_position_embeddings is {original}, not a positive whole number")
+    return None if len(read.reasons) > known else RopeScaling("llama3", factor, low, high, int(original))
 
 
 # ---- rotary frequencies ------------------------------------------------------------------------------------------------------------

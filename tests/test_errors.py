@@ -102,11 +102,11 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "a cluster of 3 CTAs is not supported.\n  remedy: use a cluster size of 1, 2, 4, 8 or 16.",
     ),
     (
-        errors.HeadDimUnsupported(head_dim=96),
+        errors.HeadDimUnsupported(head_dim=96, supported=(64, 128)),
         "head_dim 96 is not supported.\n  remedy: use a model with head_dim 64 or 128.",
     ),
     (
-        errors.GroupUnsupported(group=32),
+        errors.GroupUnsupported(group=32, limit=16),
         "32 query heads per key/value head are not supported.\n  remedy: use a model with at most 16.",
     ),
     (
@@ -118,6 +118,11 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         errors.ModelUnsupported(name="some/model", reasons=["head_dim is 96", "it is quantised"]),
         "the model 'some/model' is not supported:\n  - head_dim is 96\n  - it is quantised\n"
         "  remedy: use a model without these; cfdsl computes llama, mistral and qwen2 attention (docs/concepts.md).",
+    ),
+    (
+        errors.ModelUnreadable(file="x/config.json", problem="it is not JSON: line 1"),
+        "x/config.json cannot be read as a model's config: it is not JSON: line 1.\n"
+        "  remedy: give a Hugging Face config.json, or the folder of one, as `save_pretrained` writes it.",
     ),
     (
         errors.WeightsMismatch(model="tiny", problems=["a: missing, of shape (2,)", "b: its dtype is float32, it must be bfloat16"]),
@@ -233,6 +238,11 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
         "SASS needs nvdisasm, found none on the PATH.\n  remedy: pip install -U nvidia-cuda-nvdisasm.",
     ),
     (
+        errors.CacheUnusable(folder="/proc/x", problem="No such file or directory"),
+        "the kernel cache /proc/x cannot be used: No such file or directory.\n"
+        "  remedy: set CFDSL_CACHE_DIR to a folder that can be made and written to, or make room in this one.",
+    ),
+    (
         errors.CacheFull(cache="cache", length=128, capacity=128),
         "the cache 'cache' is full: it holds 128 of 128 tokens and a call appends one.\n"
         "  remedy: allocate a larger cache, or drop tokens from it.",
@@ -305,8 +315,8 @@ def test_every_mistake_names_a_remedy_and_survives_pickling(error: CfdslError) -
     assert str(again) == str(error)
 
 
-A = errors.HeadDimUnsupported(head_dim=96)
-B = errors.GroupUnsupported(group=32, src=SRC)
+A = errors.HeadDimUnsupported(head_dim=96, supported=(64, 128))
+B = errors.GroupUnsupported(group=32, limit=16, src=SRC)
 
 
 def test_several_are_one_error_with_a_count() -> None:
@@ -332,7 +342,7 @@ def test_one_is_itself_and_none_is_nothing() -> None:
 
 def test_groups_are_flattened_and_repeats_dropped() -> None:
     with pytest.raises(Errors) as caught:
-        raise_all([Errors(errors=(A, B)), errors.HeadDimUnsupported(head_dim=96), B])
+        raise_all([Errors(errors=(A, B)), errors.HeadDimUnsupported(head_dim=96, supported=(64, 128)), B])
     assert caught.value.errors == (A, B)
 
 

@@ -105,6 +105,14 @@ def test_a_config_can_be_varied() -> None:
         ({"rotary_dim": 7}, "argument 'rotary_dim' must be an even number up to head_dim 16, got 7."),
         ({"rope_style": "neox"}, "argument 'rope_style' must be 'half' or 'interleaved', got 'neox'."),
         ({"activation": "relu"}, "argument 'activation' must be 'silu', 'gelu' or 'gelu_pytorch_tanh', got 'relu'."),
+        ({"rotary_dim": "16"}, "argument 'rotary_dim' must be an even number up to head_dim 16, got '16'."),
+        ({"norm_eps": "a"}, "argument 'norm_eps' must be a finite number that is not negative, got 'a'."),
+        ({"norm_eps": float("inf")}, "argument 'norm_eps' must be a finite number that is not negative, got inf."),
+        ({"rope_theta": -1.0}, "argument 'rope_theta' must be a positive number, got -1.0."),
+        ({"intermediate": 1.5}, "argument 'intermediate' must be a whole number that is not negative, got 1.5."),
+        ({"qkv_bias": "false"}, "argument 'qkv_bias' must be True or False, got 'false'."),
+        ({"name": None}, "argument 'name' must be a string, got None."),
+        ({"rope_scaling": {"factor": 2}}, "argument 'rope_scaling' must be None or a RopeScaling, got {'factor': 2}."),
         ({"activation": None}, "argument 'activation' must be 'silu', 'gelu' or 'gelu_pytorch_tanh', got None."),
     ],
 )
@@ -114,9 +122,21 @@ def test_impossible_sizes_are_refused(fields: dict[str, Any], message: str) -> N
     assert caught.value.message == message
 
 
-def test_an_unknown_scaling_is_refused() -> None:
+def test_all_impossible_fields_are_told_at_once() -> None:
+    with pytest.raises(cf.Errors) as caught:
+        cf.ModelConfig("toy", hidden=0, heads=3, kv_heads=2, head_dim=16, rotary_dim=3, vocab=-1)
+    assert [error.argument for error in caught.value.errors] == ["hidden", "vocab", "kv_heads", "rotary_dim"]
+
+
+def test_scalings_that_are_none_are_refused() -> None:
     with pytest.raises(cf.errors.ArgumentError, match="argument 'kind' must be 'linear' or 'llama3', got 'yarn'"):
         cf.RopeScaling("yarn", 4.0)
+    with pytest.raises(cf.errors.ArgumentError, match="argument 'factor' must be a positive number, got 0"):
+        cf.RopeScaling("linear", 0)
+    with pytest.raises(cf.errors.ArgumentError, match="argument 'high_freq_factor' must be more than low_freq_factor 4.0, got 4.0"):
+        cf.RopeScaling("llama3", 8.0, 4.0, 4.0)
+    with pytest.raises(cf.errors.ArgumentError, match="argument 'original_max_positions' must be a positive number, got 0.5"):
+        cf.RopeScaling("llama3", 8.0, original_max_positions=0.5)  # type: ignore[arg-type]
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------------------------
@@ -150,6 +170,11 @@ def test_new_configs_keep_theta_with_the_scaling() -> None:
     new = {key: value for key, value in PUBLISHED["llama-3.1-8b"].items() if key not in ("rope_theta", "rope_scaling")}
     new["rope_parameters"] = {**LLAMA3_ROPE, "rope_theta": 500000.0}
     assert cf.ModelConfig.from_hf(new, "llama-3.1-8b") == cf.PRESETS["llama-3.1-8b"]
+
+
+def test_the_older_name_beside_the_newer_one_does_no_harm_where_they_agree() -> None:
+    both = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    assert cf.ModelConfig.from_hf({**LLAMA2, **both}).rope_scaling == cf.RopeScaling("linear", 2.0)
 
 
 def test_partial_rotary() -> None:
@@ -197,6 +222,20 @@ def reasons(**changes: Any) -> list[str]:
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor 1.5 rotates 192 of 128 dimensions, not an even part of them"),
         ({"quantization_config": True}, "its weights are quantised (method not named)"),
         ({"rms_norm_eps": 0}, "rms_norm_eps is 0, not a positive number"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false', neither true nor false"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}},
+            "its rotary settings differ by the type of layer (full_attention, sliding_attention)",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_parameters and rope_scaling are both there, and say different things",
+        ),
+        ({"rope_scaling": {**LLAMA3_ROPE, "high_freq_factor": 1.0}}, "low_freq_factor 1.0 is not below high_freq_factor 1.0"),
+        (
+            {"rope_scaling": {**LLAMA3_ROPE, "original_max_position_embeddings": 0.5}},
+            "original_max_position_embeddings is 0.5, not a positive whole number",
+        ),
     ],
 )
 def test_a_reason(changes: dict[str, Any], reason: str) -> None:
@@ -234,9 +273,11 @@ def test_files_that_are_no_config(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     for text, reason in (("{", "it is not JSON: "), ("[]", "it is not a JSON object")):
         file.write_text(text)
-        with pytest.raises(cf.errors.ModelUnsupported) as caught:
+        with pytest.raises(cf.errors.ModelUnreadable) as caught:
             cf.ModelConfig.from_hf(tmp_path)
-        assert caught.value.reasons[0].startswith(reason)
+        assert caught.value.problem.startswith(reason)
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(LLAMA2).encode())  # a byte-order mark
+    assert cf.ModelConfig.from_hf(file).hidden == 4096
 
 
 ANYTHING = st.one_of(

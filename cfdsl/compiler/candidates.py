@@ -10,11 +10,13 @@ from typing import Any
 from cfdsl.compiler.config import CLUSTER_SIZES, Config
 from cfdsl.compiler.geometry import COPY_BYTES, MAX_PIECES, WARP_SPLITS, product_registers, row_pieces, thread_registers
 from cfdsl.compiler.parts import Part
-from cfdsl.compiler.traffic import leaf_of, size_of
+from cfdsl.compiler.traffic import DEFAULT_SIZES, leaf_of, size_of
 from cfdsl.dsl.graph import ITEMSIZE, Graph, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Shard
-from cfdsl.errors import CfdslError, ClusterSizeUnsupported, ConfigError, Errors
+from cfdsl.dsl.verify import LEAVES
+from cfdsl.errors import ArgumentError, CfdslError, ClusterSizeUnsupported, ConfigError, Errors
+from cfdsl.errors.base import listed
 
 MAX_STAGES = 12  # of 16 KB: no more fit an SM
 MIN_STAGES = 2  # one lands while the other is eaten
@@ -50,6 +52,24 @@ def override_errors(overrides: Mapping[str, Any]) -> list[CfdslError]:
                 errors.append(ConfigError(name=name, value=value, expected=expected))
         elif not isinstance(value, bool):
             errors.append(ConfigError(name=name, value=value, expected="true or false"))
+    return errors
+
+
+def size_errors(graph: Graph, sizes: object) -> list[CfdslError]:
+    """ArgumentError for sizes that no dimension of the graph has the name of, and for those that are no sizes.
+
+    A name that is estimated with by default (the tokens of a cache) does no harm to a fusion without it.
+    """
+    if not isinstance(sizes, Mapping):
+        return [ArgumentError(argument="sizes", expected='numbers by name, such as {"tokens": 4096}', got=repr(sizes))]
+    named = (dim for op in LEAVES for leaf in graph.leaves(op) for dim in leaf.type.shape if isinstance(dim, str))
+    known = tuple(dict.fromkeys((*named, *DEFAULT_SIZES)))
+    errors: list[CfdslError] = []
+    for name, size in sizes.items():
+        if name not in known:
+            errors.append(ArgumentError(argument="sizes", expected=f"numbers for {listed(known)}", got=f"one for {name!r}"))
+        elif not _is_int(size) or size < 1:
+            errors.append(ArgumentError(argument="sizes", expected="positive numbers by name", got=f"{name}={size!r}"))
     return errors
 
 

@@ -16,6 +16,7 @@ from cfdsl.compiler.candidates import (
     refused_by_error,
     refused_by_part,
     refused_by_slices,
+    size_errors,
 )
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.estimate import Estimate, estimate
@@ -104,11 +105,11 @@ def choose(
     smem_of   bytes of shared memory besides the ring's stages, for a config; default: an estimate from the placed graph
 
     The same arguments give the same choice, and are weighed once per process. Raises ConfigError or ClusterSizeUnsupported for fields
-    that no config has; when every candidate is refused, the mistake that all of them share (NotResident, SharedMemoryExceeded, what placing
-    says on every mesh), else NoLegalConfig with all reasons.
+    that no config has, and ArgumentError for sizes that there are not. When every candidate is refused: the mistake that all of them
+    share (NotResident, SharedMemoryExceeded, what placing says on every mesh), else NoLegalConfig with all reasons.
     """
+    raise_all([*override_errors(overrides or {}), *size_errors(graph, sizes or {})])
     overrides, sizes = dict(overrides or {}), dict(sizes or {})
-    raise_all(override_errors(overrides))
     return _choose(graph, part, tuple(sorted(overrides.items())), tuple(sorted(sizes.items())), smem_of)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-from cfdsl.compiler.candidates import MIN_STAGES
+from cfdsl.compiler.candidates import MIN_STAGES, override_errors, size_errors
 from cfdsl.compiler.check import check
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import Choice, choose
@@ -65,7 +65,7 @@ class Lowered:
 
     @cached_property
     def choice(self) -> Choice:
-        return choose(self.graph, self.part, dict(self.overrides), dict(self.sizes or {}))
+        return choose(self.graph, self.part, self.overrides, self.sizes)
 
     @cached_property
     def stages(self) -> dict[str, str]:
@@ -81,7 +81,8 @@ def trace(at: Lowered) -> None:
 def configure(at: Lowered) -> None:
     """Choose the mesh and the schedule by cost, within what the user has fixed."""
     asked = (at.graph, at.part, at.overrides, at.sizes or {})
-    found = at.kept.find(*asked) if at.kept is not None else None
+    right = not override_errors(at.overrides) and not size_errors(at.graph, at.sizes or {})
+    found = at.kept.find(*asked) if at.kept is not None and right else None
     at.chosen = found or _choose(at)
     if found is None and at.kept is not None:
         at.kept.keep(*asked, at.chosen)

@@ -13,13 +13,17 @@ from typing import Any
 
 from cfdsl.dsl.graph import Graph, Node, Src, Type
 from cfdsl.dsl.place import lasting_mistakes
-from cfdsl.dsl.source import user_line
+from cfdsl.dsl.source import user_line, warn_at
 from cfdsl.dsl.type_rules import TYPE_RULES, Call
 from cfdsl.dsl.values import Axis, Poisoned, Value
 from cfdsl.errors import ArgumentError, CfdslError, DuplicateName, TraceError, raise_all
 
 _current: ContextVar[Tracer | None] = ContextVar("cfdsl_tracer", default=None)
 Args = tuple[object, ...]  # values, if the user makes no mistake
+
+
+class UnusedArgument(UserWarning):
+    """A spec declares an input, a weight or a cache that nothing needs."""
 
 
 class Tracer:
@@ -106,6 +110,10 @@ class Tracer:
         graph = Graph(self.name, outputs, effects, self.over, self.dtype, order, self.outputs_src)
         if self.errors:
             raise_all([*self.errors, *lasting_mistakes(graph)])
+        for name, leaf in self.names.items():
+            if leaf not in graph.nodes:
+                what = f"the {leaf.op} {name!r} of {self.name} is needed by no output"
+                warn_at(leaf.src, f"{what}: it is no argument of the kernel", UnusedArgument)
         return graph
 
 

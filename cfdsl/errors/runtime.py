@@ -17,6 +17,16 @@ class ColdCompileInCapture(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
+class CacheUnusable(CfdslError):
+    """The folder for generated sources and compiled kernels cannot be written to."""
+
+    folder: str
+    problem: str
+    _says = "the kernel cache {folder} cannot be used: {problem}."
+    _remedy = "set CFDSL_CACHE_DIR to a folder that can be made and written to, or make room in this one."
+
+
+@dataclass(eq=False, kw_only=True)
 class DisassemblerMissing(CfdslError):
     """SASS was asked for and there is no disassembler that can read the cubin."""
 

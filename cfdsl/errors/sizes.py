@@ -26,7 +26,7 @@ class HeadDimUnsupported(CfdslError):
     """The kernels have no code for this head dimension."""
 
     head_dim: int
-    supported: Sequence[int] = (64, 128)
+    supported: Sequence[int]
     _says = "head_dim {head_dim} is not supported."
 
     @property
@@ -39,7 +39,7 @@ class GroupUnsupported(CfdslError):
     """Too many query heads share a key/value head."""
 
     group: int
-    limit: int = 16
+    limit: int
     _says = "{group} query heads per key/value head are not supported."
     _remedy = "use a model with at most {limit}."
 
@@ -70,6 +70,16 @@ class ModelUnsupported(CfdslError):
     @property
     def message(self) -> str:
         return f"the model {self.name!r} is not supported:" + "".join(f"\n  - {reason}" for reason in self.reasons)
+
+
+@dataclass(eq=False, kw_only=True)
+class ModelUnreadable(CfdslError):
+    """A file is no model config at all."""
+
+    file: str
+    problem: str
+    _says = "{file} cannot be read as a model's config: {problem}."
+    _remedy = "give a Hugging Face config.json, or the folder of one, as `save_pretrained` writes it."
 
 
 @dataclass(eq=False, kw_only=True)

@@ -17,8 +17,8 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,18 @@ from typing import Any
 import platformdirs
 from filelock import FileLock
 
+from cfdsl.dsl.source import warn_user
+from cfdsl.errors import CacheUnusable
+
 FILES = {"object": "kernel.o", "ptx": "kernel.ptx", "cubin": "kernel.cubin"}
+# What meta.json must say of a kernel, beside its key and checksums.
+FACTS: dict[str, tuple[type, ...]] = {
+    "symbol": (str,),
+    "registers": (int,),
+    "stack": (int,),
+    "spills": (int, type(None)),
+    "compile_seconds": (int, float),
+}
 
 
 class DamagedCacheEntry(UserWarning):
@@ -47,7 +58,7 @@ class Entry:
 
 def root() -> Path:
     """The cache's folder: CFDSL_CACHE_DIR if set, else the user's cache folder. Asked each time, so that the variable may change."""
-    return Path(os.environ.get("CFDSL_CACHE_DIR") or platformdirs.user_cache_dir("cfdsl"))
+    return Path(os.environ.get("CFDSL_CACHE_DIR") or platformdirs.user_cache_dir("cfdsl")).expanduser()
 
 
 def digest(content: bytes | str) -> str:
@@ -75,8 +86,17 @@ class KernelCache:
 
     def put(self, path: Path, content: bytes) -> None:
         """Write a file of the cache, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, content)
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, content)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """CacheUnusable for what the file system refuses."""
+        try:
+            yield
+        except OSError as error:
+            raise CacheUnusable(folder=str(self.folder), problem=error.strerror or str(error)) from error
 
     def find(self, key: str, warn: bool = True) -> Entry | None:
         """The entry of `key`; None if there is none, or if it is damaged (with a DamagedCacheEntry warning unless not `warn`)."""
@@ -90,14 +110,25 @@ class KernelCache:
                     raise ValueError(f"{FILES[kind]} does not have the checksum in meta.json")
             if meta["sha256"].keys() != FILES.keys() or meta["key"] != key:
                 raise ValueError("meta.json is of another entry")
+            missing = [name for name, kinds in FACTS.items() if not isinstance(meta.get(name, ...), kinds)]
+            if missing:
+                raise ValueError(f"meta.json does not say {', '.join(missing)}")
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             if warn:
-                warnings.warn(f"the cache entry {folder} is damaged ({error}); compiling it again", DamagedCacheEntry, stacklevel=2)
+                warn_user(f"the cache entry {folder} is damaged ({error}); compiling it again", DamagedCacheEntry)
             return None
         return Entry(folder, meta)
 
     def add(self, key: str, contents: Mapping[str, bytes], meta: Mapping[str, Any]) -> Entry:
-        """Put a compiled kernel in place of whatever is there. `contents`: the bytes of each kind in FILES. Call it under `lock(key)`."""
+        """Put a compiled kernel in place of whatever is there. Call it under `lock(key)`.
+
+        contents   the bytes of each kind in FILES
+        meta       what FACTS lists, and more
+        """
+        with self._writing():
+            return self._add(key, contents, meta)
+
+    def _add(self, key: str, contents: Mapping[str, bytes], meta: Mapping[str, Any]) -> Entry:
         kernels = self.folder / "kernel"
         kernels.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=".new-", dir=kernels))
@@ -117,10 +148,17 @@ class KernelCache:
             shutil.rmtree(made, ignore_errors=True)
         return Entry(final, facts)
 
-    def lock(self, key: str) -> FileLock:
-        """The lock to hold while compiling `key`."""
-        (self.folder / "lock").mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder / "lock" / f"{key}.lock")
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Alone while compiling `key`."""
+        with self._writing():
+            (self.folder / "lock").mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / "lock" / f"{key}.lock")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def _write(path: Path, content: bytes) -> None:

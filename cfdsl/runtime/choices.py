@@ -8,10 +8,10 @@ sources of the compiler. So a record is never out of date. Only the choice is ke
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +22,9 @@ from cfdsl.compiler.candidates import override_errors
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.parts import Part
 from cfdsl.dsl.graph import Graph
+from cfdsl.dsl.source import warn_user
 from cfdsl.dsl.text import to_text
+from cfdsl.errors import CacheUnusable
 from cfdsl.runtime.cache import DamagedCacheEntry, KernelCache, digest
 
 CHOOSERS = ("models.py", "errors", "dsl", "compiler")  # of the package: what the lowering up to a choice is made of
@@ -46,15 +48,16 @@ class KeptChoices:
                 raise ValueError("its checksum is wrong")
             return Config(**fields)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            warnings.warn(f"the cache's record {path} is damaged ({error}); choosing again", DamagedCacheEntry, stacklevel=2)
+            warn_user(f"the cache's record {path} is damaged ({error}); choosing again", DamagedCacheEntry)
             return None
 
     def keep(self, graph: Graph, part: Part, overrides: Mapping[str, Any], sizes: Mapping[str, int], config: Config) -> None:
-        """Note a choice."""
+        """Note a choice. Nobody depends on it: in a cache that can only be read, kernels are found without."""
         path = self._path(graph, part, overrides, sizes)
         if path is not None:
             fields = dataclasses.asdict(config)
-            self.cache.put(path, json.dumps({"config": fields, "sha256": digest(_text(fields))}).encode())
+            with contextlib.suppress(CacheUnusable):
+                self.cache.put(path, json.dumps({"config": fields, "sha256": digest(_text(fields))}).encode())
 
     def _path(self, graph: Graph, part: Part, overrides: Mapping[str, Any], sizes: Mapping[str, int]) -> Path | None:
         sources = _sources()

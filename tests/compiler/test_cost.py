@@ -23,7 +23,7 @@ from cfdsl.compiler.estimate import ctas_on_busiest_sm, flight_share, pauses_us,
 from cfdsl.compiler.parts import B200, H100_SXM, H200, PARTS, RTX_PRO_6000
 from cfdsl.compiler.smem import fixed_smem
 from cfdsl.compiler.traffic import Load, Pause, Traffic, traffic
-from cfdsl.errors import ClusterSizeUnsupported, ConfigError, Errors, NoLegalConfig, NothingToSplit
+from cfdsl.errors import ArgumentError, ClusterSizeUnsupported, ConfigError, Errors, NoLegalConfig, NothingToSplit
 from fusions.attention_block import attention_block
 from fusions.ffn_block import ffn_block
 from fusions.rms_norm import rms_norm
@@ -327,6 +327,22 @@ def test_given_splits() -> None:
         choose(LLAMA, H200, {"splits": 2})
     with pytest.raises(ConfigError, match="the config has splits=0, it must be a positive number"):
         choose(SPLIT, H200, {"splits": 0})
+
+
+def test_sizes_that_there_are_not() -> None:
+    """What the estimate has a default for is no mistake where nothing has that name; anything else is."""
+    for sizes, says in (
+        ({"tokenz": 5}, "argument 'sizes' must be numbers for positions or tokens, got one for 'tokenz'."),
+        ({"tokens": -5}, "argument 'sizes' must be positive numbers by name, got tokens=-5."),
+        ({"tokens": 1.5}, "argument 'sizes' must be positive numbers by name, got tokens=1.5."),
+        ([5], "argument 'sizes' must be numbers by name, such as {\"tokens\": 4096}, got [5]."),
+    ):
+        with pytest.raises(ArgumentError) as caught:
+            choose(LLAMA, H100_SXM, {}, sizes)  # type: ignore[arg-type]
+        assert caught.value.message == says
+    assert choose(rms_norm.trace("llama-2-7b"), H100_SXM, {}, {"tokens": 7}).sizes == (("tokens", 7),)
+    with pytest.raises(Errors, match="^3 mistakes"):
+        choose(LLAMA, H100_SXM, {"warps": 3}, {"tokens": 0, "a": 1})
 
 
 def test_given_window() -> None:

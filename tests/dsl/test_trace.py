@@ -8,6 +8,7 @@ import pytest
 
 import cfdsl as cf
 from cfdsl.dsl.graph import Node
+from cfdsl.dsl.trace import UnusedArgument
 
 MODEL = cf.ModelConfig("toy", hidden=64, heads=4, kv_heads=2, head_dim=16)
 
@@ -654,6 +655,18 @@ def test_what_is_no_model_and_no_graph() -> None:
         cf.place(scaled.trace(MODEL), 5)  # type: ignore[arg-type]
     with pytest.raises(cf.Errors, match="2 mistakes"):
         cf.place(scaled.trace(MODEL), cf.Mesh("1", None))  # type: ignore[arg-type]
+
+
+def test_an_argument_that_nothing_needs_is_warned_of_at_its_line() -> None:
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        x = cf.input("x", (batch, 64))
+        cf.silu(cf.input("zz", (batch, 7)))
+        return cf.outputs(y=x)
+
+    with pytest.warns(UnusedArgument) as warned:
+        cf.fusion(spec).trace(MODEL)
+    assert (warned[0].filename, warned[0].lineno) == (__file__, here(spec, 2))
+    assert str(warned[0].message) == "the input 'zz' of spec is needed by no output: it is no argument of the kernel"
 
 
 def test_one_name_may_be_declared_twice_alike() -> None:

@@ -103,6 +103,11 @@ def test_a_damaged_record_is_a_miss_with_a_warning_and_is_replaced(kept: KeptCho
         assert kept.find(GRAPH, H100_SXM, {}, {}) == CONFIG
 
 
+def test_a_cache_that_cannot_be_written_to_costs_the_record_only(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    KeptChoices(KernelCache(tmp_path / "file")).keep(GRAPH, H100_SXM, {}, {}, CONFIG)
+
+
 def test_a_kept_choice_is_not_weighed_again_until_somebody_looks(kept: KeptChoices, monkeypatch: pytest.MonkeyPatch) -> None:
     model = cf.PRESETS["llama-2-7b"]
     first = stages.lower(ffn_block, model, 1, "bf16", H100_SXM, kept=kept)
