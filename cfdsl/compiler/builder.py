@@ -22,6 +22,8 @@ from cfdsl.dsl.place_rules.site import over_all_ctas
 from cfdsl.dsl.placement import Placement, Shard
 from cfdsl.errors import ConfigError
 
+Flag = tuple[str, str, tuple[str, str] | None]  # status bit, clamped variable, (name, layout) of the cache that it is the length of
+
 
 @dataclass
 class BufferSpec:
@@ -47,13 +49,13 @@ class Builder:
     workspaces: dict[str, Arg] = field(default_factory=dict)
     shares: dict[str, Share] = field(default_factory=dict)
     values: dict[Any, Any] = field(default_factory=dict)  # by node, or by (node, form)
-    flags: list[tuple[str, str, str]] = field(default_factory=list)  # (status bit, clamped variable, cache that the length is of or "")
+    flags: list[Flag] = field(default_factory=list)
     clears: list[tuple[str, str]] = field(default_factory=list)  # (workspace, share) to zero once read
     hoisted: list[tuple[Node, Node]] = field(default_factory=list)
+    slices: set[int] = field(default_factory=set)  # numbers of slices that several groups share
     variables: set[str] = field(default_factory=set)
     lost: set[Node] = field(default_factory=set)  # what was refused, and what depends on it
     dirty: set[str] = field(default_factory=set)  # written since the last sync
-    slices: set[int] = field(default_factory=set)  # numbers of slices that several groups share
     seen: set[str] = field(default_factory=set)  # read since the last sync
     rendezvous_done: bool = False
 

@@ -13,7 +13,8 @@ _LOCALS = (
     "at", "bid", "cluster", "cuda", "cute", "cutlass", "dict", "flat", "group", "holder", "i", "kernel", "launch", "phase",
     "primitives", "rank", "rings", "smem", "split", "status", "tidx",
 )  # fmt: skip
-_RESERVED = frozenset((*MODULES, *_LOCALS, *keyword.kwlist))
+_DSL = ("locals", "self")  # rewritten code calls the one; a kernel whose first parameter is the other is taken for a method
+_RESERVED = frozenset((*MODULES, *_LOCALS, *_DSL, *keyword.kwlist))
 # Counted and derived names: coordinates, barriers, tiles, sizes, the constants (all of them in capitals), the DSL's types.
 _DERIVED = re.compile(r"(granule|rows|tiles|position|slice)\d*|mb_\w+|n_\w+|\w+_clamped\d*|\w+_given|[A-Z]\w*")
 

@@ -14,6 +14,7 @@ from cfdsl.runtime.arguments import check_arguments
 NAMESPACE = "cfdsl"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _ops: dict[str, Any] = {}
+NOT_IN_A_SCHEMA = ("self", "Ellipsis", "NoneType")  # names that torch's parser of schemas keeps for itself
 
 
 def schema(name: str, args: Sequence[Arg]) -> str:
@@ -24,7 +25,7 @@ def schema(name: str, args: Sequence[Arg]) -> str:
 
 
 def _param(arg: Arg) -> str:
-    return f"{arg.name}_" if keyword.iskeyword(arg.name) or arg.name == "self" else arg.name
+    return f"{arg.name}_" if keyword.iskeyword(arg.name) or arg.name in NOT_IN_A_SCHEMA else arg.name
 
 
 def register(name: str, args: Sequence[Arg], run: Callable[[tuple[torch.Tensor, ...]], None]) -> Any:

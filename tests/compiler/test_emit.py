@@ -154,7 +154,7 @@ COLLIDING = (
     "stream", "at", "at_", "rank", "cluster", "smem", "i", "kernel", "launch", "flat", "rings", "ring", "gemv", "frag", "attention",
     "tiles", "split", "group", "holder", "status", "bid", "tidx", "cute", "cutlass", "cuda", "RANKS", "Int32", "ranks", "n_tokens",
     "rows64", "granule64", "position", "q", "k",
-    "my_rows", "scratch", "x_frag", "mean", "rstd", "lambda_", "row", "w1",
+    "my_rows", "scratch", "x_frag", "mean", "rstd", "lambda_", "row", "w1", "self", "locals",
 )  # fmt: skip
 
 
@@ -220,6 +220,17 @@ def test_primitives_exist(primitive: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("CUTE_DSL_ARCH", "sm_90a")
     module, name = primitive.split(".")
     assert hasattr(importlib.import_module(f"primitives.{'ring' if module == 'rings' else module}"), name)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("name", ["self", "locals", "Ellipsis"])
+def test_names_that_mean_something_to_the_toolchain(name: str) -> None:
+    @cf.fusion
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        return cf.outputs(y=cf.silu(cf.input(name, (batch, 64))))
+
+    kernel = cf.compile(spec, "smollm2-135m", part="h100-sxm")
+    assert [arg.name for arg in kernel.args] == [name, "y"]
 
 
 @pytest.mark.compile

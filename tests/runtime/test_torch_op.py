@@ -32,8 +32,11 @@ def test_schema_names_what_is_mutated() -> None:
         Arg("x", (1,), "f32", "input"),
         Arg("c_k", (1,), "f32", "cache", mutated=True),
         Arg("lambda", (1,), "f32", "output", mutated=True),
+        *(Arg(name, (1,), "f32", "input") for name in ("self", "Ellipsis", "NoneType")),
     )
-    assert torch_op.schema("f_0", specs) == "f_0(Tensor x, Tensor(a!) c_k, Tensor(b!) lambda_) -> ()"
+    text = "f_0(Tensor x, Tensor(a!) c_k, Tensor(b!) lambda_, Tensor self_, Tensor Ellipsis_, Tensor NoneType_) -> ()"
+    assert torch_op.schema("f_0", specs) == text
+    torch._C.parse_schema(f"cfdsl::{text}")
 
 
 def test_the_op_leaves_workspaces_out(kernel: Kernel) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from cfdsl.compiler.affine import Affine
-from cfdsl.compiler.emit.context import Context, Lines, symbol
+from cfdsl.compiler.emit.context import Context, Lines, capacity, size
 from cfdsl.compiler.names import identifier as name
 
 
 def _angles(c: Context, p: dict[str, Any]) -> Lines:
     cos, sin = p["out"]
-    limit, row = f"n_{symbol(c, p['cos'])}", cos.replace("cosine", "position")
+    limit, row = size(c, p["cos"], 0), cos.replace("cosine", "position")
     return [
         f"{row}_given = {name(p['pos'])}[0]",
         f"{row} = kv.clamp({row}_given, 0, {limit} - 1)",
@@ -21,8 +21,8 @@ def _angles(c: Context, p: dict[str, Any]) -> Lines:
 
 
 def _length(c: Context, p: dict[str, Any]) -> Lines:
-    given = f"{p['out']}_given"
-    return [f"{given} = {name(p['length'])}[0]", f"{p['out']} = kv.clamp({given}, 0, n_{symbol(c, p['cache'] + '_k')})"]
+    given, room = f"{p['out']}_given", capacity(c, p["cache"], p["layout"])
+    return [f"{given} = {name(p['length'])}[0]", f"{p['out']} = kv.clamp({given}, 0, {room})"]
 
 
 def _flags(c: Context, p: dict[str, Any]) -> Lines:
@@ -30,7 +30,7 @@ def _flags(c: Context, p: dict[str, Any]) -> Lines:
     for bit, variable, cache in p["flags"]:
         wrong = f"{variable} != {variable}_given"
         if cache:  # a full cache has no room for the token that the call appends
-            wrong = f"({wrong}) | ({variable} == n_{symbol(c, cache + '_k')})"
+            wrong = f"({wrong}) | ({variable} == {capacity(c, *cache)})"
         lines.append(f"kv.flag(ws_sync.iterator + 1, kv.{bit}, {wrong})")
     return lines
 
@@ -44,14 +44,14 @@ def head_base(c: Context, cache: Any, j: int = 0) -> str:
     """The element where head `j` of the cluster starts in a cache tensor."""
     head = str(cache.base + Affine.of(j))
     head = f"({head})" if " " in head else head
-    capacity = f"n_{symbol(c, cache.name + '_k')}"
-    return f"Int64({head}) * {capacity} * {cache.dim}" if cache.layout == "bhtd" else f"Int64({head}) * {cache.dim}"
+    room = capacity(c, cache.name, cache.layout)
+    return f"Int64({head}) * {room} * {cache.dim}" if cache.layout == "bhtd" else f"Int64({head}) * {cache.dim}"
 
 
 def head_stride(c: Context, cache: Any) -> str:
     """Elements from one head of a cache tensor to the next, in 64 bits."""
-    capacity = f"n_{symbol(c, cache.name + '_k')}"
-    return f"Int64({capacity}) * {cache.dim}" if cache.layout == "bhtd" else f"Int64({cache.dim})"
+    room = capacity(c, cache.name, cache.layout)
+    return f"Int64({room}) * {cache.dim}" if cache.layout == "bhtd" else f"Int64({cache.dim})"
 
 
 def _append(c: Context, p: dict[str, Any]) -> Lines:
@@ -60,7 +60,7 @@ def _append(c: Context, p: dict[str, Any]) -> Lines:
     conditions = ["(rank == 0)"]
     if p["repeat"] > 1:
         conditions.append(f"(cluster % {p['repeat']} == 0)")
-    conditions += [f"({p['tokens']} == {p['tokens']}_given)", f"({p['tokens']} < n_{symbol(c, cache.name + '_k')})"]
+    conditions += [f"({p['tokens']} == {p['tokens']}_given)", f"({p['tokens']} < {capacity(c, cache.name, cache.layout)})"]
     base = f"{head_base(c, cache)} + Int64({p['tokens']}) * {stride}"
     call = f"kv.append({name(cache.name + '_k')}, {name(cache.name + '_v')}, {p['k']}, {p['v']}, {cache.heads}, {cache.dim}, {base}"
     return [f"if {' & '.join(conditions)}:", f"    {call}, {head_stride(c, cache)}, THREADS)"]

@@ -127,10 +127,15 @@ def loop(n: int | str, body: str) -> Lines:
     return [f"for i in cutlass.range(tidx, {n}, THREADS, unroll=1):", f"    {body}"]
 
 
-def symbol(c: Context, arg: str) -> str:
-    """The size of an argument that is known at launch."""
-    shape = next(a.shape for a in c.plan.args if a.name == arg)
-    return next(dim for dim in shape if isinstance(dim, str))
+def size(c: Context, arg: str, dim: int) -> str:
+    """A dimension of an argument: its number, or the variable with it where that is known at launch only."""
+    found = next(a.shape for a in c.plan.args if a.name == arg)[dim]
+    return f"n_{found}" if isinstance(found, str) else str(found)
+
+
+def capacity(c: Context, cache: str, layout: str) -> str:
+    """How many tokens a cache has room for."""
+    return size(c, f"{cache}_k", 2 if layout == "bhtd" else 1)
 
 
 def fold(line: str, width: int) -> Lines:

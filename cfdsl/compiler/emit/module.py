@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import replace
 
 from cfdsl.compiler.emit.attention import head_base, holder
-from cfdsl.compiler.emit.context import DTYPES, Context, fold
+from cfdsl.compiler.emit.context import DTYPES, Context, capacity, fold
 from cfdsl.compiler.emit.marks import CONSUMER, END, PRODUCER, START, TRACE_WORDS, Mark
 from cfdsl.compiler.emit.steps import emit_step, tiles_of
 from cfdsl.compiler.geometry import MOST_REGISTERS, RowTiles, thread_registers
@@ -193,8 +193,8 @@ def _producer(c: Context) -> list[str]:
                 lines += c.mark(PRODUCER, *PREDECESSOR)
                 waited = True
             shape = c.constant("TOKENS", f"stream.Tokens(tokens={p['tokens_per_tile']}, dim={p['dim']}, stride={p['stride']})")
-            capacity = f"n_{next(d for a in plan.args if a.name == cache.name + '_k' for d in a.shape if isinstance(d, str))}"
-            clamped = f"{p['tokens']} = cutlass.max(cutlass.min({name(length)}[0], {capacity}), Int32(0))"
+            room = capacity(c, cache.name, cache.layout)
+            clamped = f"{p['tokens']} = cutlass.max(cutlass.min({name(length)}[0], {room}), Int32(0))"
             if clamped not in lines:
                 lines.append(clamped)
             split = ", ".join(holder(p))

@@ -34,7 +34,7 @@ def clamped(b: Builder, length: Node, base: str, cache: Node) -> str:
         b.step("length", f"{name} = {length.attr('name')}, within 0 and the cache's capacity", src=length.src, out=name,
                length=length.attr("name"), cache=cache.attr("name"), layout=cache.attr("layout"))  # fmt: skip
         b.values[key] = name
-        b.flags.append(("LENGTH_CLAMPED", name, cache.attr("name")))
+        b.flags.append(("LENGTH_CLAMPED", name, (cache.attr("name"), cache.attr("layout"))))
     return str(b.values[key])
 
 
@@ -44,7 +44,7 @@ def angles(b: Builder, node: Node) -> tuple[str, str]:
     key = (cos, sin, pos, "angles")
     if key not in b.values:
         pair = (b.variable("cosine"), b.variable("sine"))
-        b.flags.append(("POSITION_CLAMPED", pair[0].replace("cosine", "position"), ""))
+        b.flags.append(("POSITION_CLAMPED", pair[0].replace("cosine", "position"), None))
         half = int(cos.type.shape[-1])
         if half > b.threads:
             raise ConfigError(name="warps", value=b.config.warps, expected=f"at least {-(-half // 32)}: {half} angles", src=node.src)

@@ -41,7 +41,7 @@ def _index(b: Builder, node: Node) -> str:
         given = source.attr("name")
         b.step("index", f"{name} = {given}[{at}], within 0 and {rows - 1}", src=node.src, out=name, token=given, at=at, rows=rows)
         b.values[key] = name
-        b.flags.append(("TOKEN_CLAMPED", name, ""))
+        b.flags.append(("TOKEN_CLAMPED", name, None))
     return str(b.values[key])
 
 
