@@ -27,8 +27,8 @@ def cache(
     if json:
         print_json({"path": str(folder), **found, "cleared": clear})
         return
-    held = f"{plural(found['kernels'], 'kernel')}, {plural(found['sources'], 'source')}, {size(found['bytes'])}"
-    console().print(f"{folder}\n{'cleared: ' if clear else ''}{held}", markup=False)
+    text = f"{plural(found['kernels'], 'kernel')}, {plural(found['sources'], 'source')}, {size(found['bytes'])}"
+    console().print(f"{folder}\n{'cleared: ' if clear else ''}{text}", markup=False)
 
 
 def contents(folder: Path) -> dict[str, int]:

@@ -51,6 +51,15 @@ class BadOption(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
+class NothingToShow(CfdslError):
+    """`show` without a stage and without a picture."""
+
+    stages: str
+    _says = "`show` was not told what of the compilation to show."
+    _remedy = "add --stage STAGE (one of {stages}), or --picture OUT.svg."
+
+
+@dataclass(eq=False, kw_only=True)
 class OptionsConflict(CfdslError):
     """Two options of the command line that mean nothing together."""
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cfdsl.cli.listings import table
 from cfdsl.cli.panels import panel
-from cfdsl.cli.units import plural, size
+from cfdsl.cli.units import held, plural
 
 COUNTING = (
     "cycles, us: one exchange inside a kernel, launch excluded: the SM clock cycles of a kernel that does many exchanges back to back, "
@@ -74,7 +74,7 @@ def rows_panel(record: dict[str, Any]) -> Any:
     if abs(clock["ghz_after"] / clock["ghz"] - 1) > 0.02:
         notes.append("the SM clock changed by more than 2 % during the run: cycles hold, times inside a kernel are as uncertain as it is")
     wrong = [f"{name_of(row)}: {row['error']}" for row in record["rows"] if row["error"]]
-    wrong += [f"beside the paper, {row['operator']} of {size(row['size'])}: {row['error']}" for row in record["paper"] if row["error"]]
+    wrong += [f"beside the paper, {row['operator']} of {held(row['size'])}: {row['error']}" for row in record["paper"] if row["error"]]
     title = f"Exchanges: {plural(len(record['rows']), 'row')}, each checked against float64, {plural(record['runs'], 'run')} bitwise equal"
     return panel(
         title, *dim(lines), Text(), rows_table(record["rows"]), *(Text(note, "yellow") for note in notes),
@@ -85,13 +85,13 @@ def rows_panel(record: dict[str, Any]) -> Any:
 def push_line(cluster: int, push: dict[str, Any]) -> str:
     """The push bandwidth of one cluster size."""
     text = f"push bandwidth in this run, {cluster} ranks: {push['b_per_clk']:.1f} B/clk/SM, {push['gbps_per_sm']:.1f} GB/s per SM "
-    text += f"({push['operator']} of {size(push['payload'])}"
+    text += f"({push['operator']} of {held(push['payload'])}"
     return text + (f"; {push['marginal']:.1f} B/clk/SM between the two largest gathers)" if push["marginal"] else ")")
 
 
 def name_of(row: dict[str, Any]) -> str:
     """Which row."""
-    return f"{row['operator']} of {size(row['payload'])} over {row['cluster']}, {row['algorithm']}"
+    return f"{row['operator']} of {held(row['payload'])} over {row['cluster']}, {row['algorithm']}"
 
 
 def rows_table(rows: list[dict[str, Any]]) -> Table:
@@ -102,7 +102,7 @@ def rows_table(rows: list[dict[str, Any]]) -> Table:
     )  # fmt: skip
     for row in rows:
         algorithm = f"{row['algorithm']}{' *' if row['chosen'] else ''}"
-        first = (row["operator"], str(row["cluster"]), size(row["payload"]), escape(algorithm))
+        first = (row["operator"], str(row["cluster"]), held(row["payload"]), escape(algorithm))
         if row["error"]:
             made.add_row(*first, *("-" for _ in range(8)), "WRONG", style="bold red")
             continue
@@ -122,7 +122,7 @@ def paper_panel(rows: list[dict[str, Any]]) -> Any:
     )
     for row in rows:
         made.add_row(
-            READING[row["reading"]], row["operator"], size(row["size"]), size(row["payload"]), f"{row['paper_on_chip_us']:.2f}",
+            READING[row["reading"]], row["operator"], held(row["size"]), held(row["payload"]), f"{row['paper_on_chip_us']:.2f}",
             us(row["us"]), row["algorithm"] or "", f"{row['speedup']:.2f}x" if row["speedup"] else "-", f"{row['paper_off_chip_us']:.2f}",
             us(row["off_chip_us"]),
         )  # fmt: skip
@@ -142,7 +142,7 @@ def pays_panel(rows: list[dict[str, Any]]) -> Any:
             low, high = part["payloads"]
             ratio = "-" if part["speedup"] is None else span(*(f"{value:.2f}" for value in part["speedup"]))
             made.add_row(
-                entry["operator"], str(entry["cluster"]), span(size(low), size(high)), VERDICTS[part["verdict"]][0], ratio,
+                entry["operator"], str(entry["cluster"]), span(held(low), held(high)), VERDICTS[part["verdict"]][0], ratio,
                 ", ".join(part["algorithms"]),
             )  # fmt: skip
     lines = [PAYS_NOTE]

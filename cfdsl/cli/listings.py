@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from cfdsl.cli.console import console, print_json
-from cfdsl.cli.units import size, trim
+from cfdsl.cli.units import held, trim
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")]
 
 
-def table(*columns: str, title: str | None = None) -> Table:
-    """A plain table; a column whose name starts with `>` is set flush right."""
-    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+class NarrowingTable(Table):
+    """A table that leaves columns out, one after the other in the order of `spare`, until it fits the width that there is."""
+
+    spare: Sequence[str] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The rows, in as many of the columns as fit."""
+        whole = self.columns
+        try:
+            for name in self.spare:
+                if Measurement.get(console, options.update(max_width=10_000), self).maximum <= options.max_width:
+                    break
+                left = [column for column in self.columns if column.header != name]
+                self.columns = [replace(column, _index=index) for index, column in enumerate(left)]
+            yield from super().__rich_console__(console, options)
+        finally:
+            self.columns = whole
+
+
+def table(*columns: str, title: str | None = None, spare: Sequence[str] = ()) -> NarrowingTable:
+    """A plain table; a column whose name starts with `>` is set flush right. spare: names of columns to leave out where it is too wide."""
+    made = NarrowingTable(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    made.spare = [escape(name) for name in spare]
     for column in columns:
         made.add_column(escape(column.lstrip(">")), justify="right" if column.startswith(">") else "left", overflow="fold")
     return made
@@ -30,7 +53,8 @@ def models(json: Json = False) -> None:
     if json:
         print_json({"models": {name: asdict(model) for name, model in PRESETS.items()}})
         return
-    made = table("model", ">hidden", ">heads", ">KV heads", ">head dim", ">group", ">layers", "QKV bias", ">rope theta")
+    columns = ("model", ">hidden", ">heads", ">KV heads", ">head dim", ">group", ">layers", "QKV bias", ">rope theta")
+    made = table(*columns, spare=("QKV bias", "group"))
     for name, m in PRESETS.items():
         sizes = (m.hidden, m.heads, m.kv_heads, m.head_dim, m.heads // m.kv_heads, m.layers)
         made.add_row(name, *(str(number) for number in sizes), "yes" if m.qkv_bias else "no", f"{m.rope_theta:,.0f}")
@@ -49,7 +73,7 @@ def parts(json: Json = False) -> None:
     for name, p in PARTS.items():
         resident = (p.max_clusters or {}).get(1, {})
         text = " / ".join(str(resident.get(ways, "?")) for ways in (2, 4, 8, 16)) if resident else "not known"
-        made.add_row(name, p.arch, str(p.sms), size(p.smem_per_cta), size(p.l2_bytes), trim(p.hbm_gbps), text)
+        made.add_row(name, p.arch, str(p.sms), held(p.smem_per_cta), held(p.l2_bytes), trim(p.hbm_gbps), text)
     console().print(made)
 
 

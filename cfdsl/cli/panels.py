@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cfdsl.cli.listings import table
-from cfdsl.cli.report import TIMES, refusals
-from cfdsl.cli.units import percent, plural, size, trim
+from cfdsl.cli.report import TIMES, refusals, shape_text
+from cfdsl.cli.units import held, percent, plural, size, trim
 
 EXCHANGE = {"cluster": "magenta", "grid": "cyan"}
 TOP = 8
@@ -41,7 +41,8 @@ def graph_panel(record: dict[str, Any]) -> Panel:
         found = [f"{leaf['name']} [dim]{escape(leaf['type'])}[/dim]" for leaf in record["leaves"] if leaf["kind"] == kind]
         if found:
             leaves.add_row(f"[bold]{title}[/bold]", ", ".join(found))
-    ops = table("value", "op", "type", "[grid, cluster]", "line")
+    axes = "[grid, cluster, splits]" if mesh["splits"] > 1 else "[grid, cluster]"
+    ops = table("value", "op", "type", axes, "line", spare=("type", "line"))
     for op in record["ops"]:
         color = EXCHANGE["grid" if op["op"].startswith("grid") else "cluster"] if op["exchange"] else ""
         call = f"{op['op']}({', '.join(op['args'])})"
@@ -54,28 +55,22 @@ def graph_panel(record: dict[str, Any]) -> Panel:
 def _shared(splits_of: dict[str, Any]) -> str:
     """Of a mesh or a config, where clusters share units by splitting their tokens: how many do."""
     splits = splits_of["splits"]
-    return f" ({splits_of['clusters'] // splits} groups of {splits} splits)" if splits > 1 else ""
-
-
-def _clusters(config: dict[str, Any]) -> str:
-    """In a table: the number of clusters, or groups x splits where clusters share units."""
-    splits = config["splits"]
-    return f"{config['clusters'] // splits} x {splits}" if splits > 1 else str(config["clusters"])
+    return f" ({plural(splits_of['clusters'] // splits, 'group')} of {splits} splits)" if splits > 1 else ""
 
 
 def config_panel(config: dict[str, Any], choice: dict[str, Any]) -> Panel:
     """The chosen schedule, why, and the best of the others."""
     ring = config["ring"]
-    held = "no ring"
+    in_ring = "no ring"
     if ring:
-        held = f"ring {ring['stages']} x {size(ring['stage_bytes'])} = {size(ring['bytes'])}, {plural(ring['window'], 'tile')} in flight"
-        held += f", {ring['early']} of them behind a grid barrier to come" if ring["early"] else ""
+        in_ring = f"ring {ring['stages']} x {held(ring['stage_bytes'])} = {held(ring['bytes'])}, {plural(ring['window'], 'tile')} in flight"
+        in_ring += f", {ring['early']} of them behind a grid barrier to come" if ring["early"] else ""
     flags = [name for name in ("pdl", "multicast", "evict_first", "stamp_cluster") if config[name]]
     clusters = f"{plural(config['clusters'], 'cluster')}{_shared(config)} of {config['cluster_size']}"
     facts = (
         f"[bold]{clusters} = {plural(config['ctas'], 'CTA')}[/bold], "
-        f"{config['threads']} threads ({config['warps']} consumer warps), {held}, "
-        f"{size(config['smem_bytes'])} shared memory per CTA, room for {plural(config['ctas_per_sm'], 'CTA')} per SM; "
+        f"{config['threads']} threads ({config['warps']} consumer warps), {in_ring}, "
+        f"{held(config['smem_bytes'])} shared memory per CTA, room for {plural(config['ctas_per_sm'], 'CTA')} per SM; "
         f"{', '.join(flags) or 'no flags'}"
     )
     parts: list[RenderableType] = [Text.from_markup(facts), Text(choice["why"]), Text(), candidates(choice["fit"][:TOP])]
@@ -90,20 +85,21 @@ def config_panel(config: dict[str, Any], choice: dict[str, Any]) -> Panel:
 
 
 def candidates(rows: list[dict[str, Any]]) -> Table:
-    """Configs with their estimated times; the chosen one marked."""
+    """Configs with their estimated times; the chosen one marked. Shared memory is estimated too: only a plan knows it to the byte."""
     made = table(
-        "", "clusters", ">units each", ">CTAs/SM", "ring", ">smem", ">warps", ">waves", ">us", *(f">{name[:-3]}" for name in TIMES[1:])
-    )
+        "", "clusters", ">units each", ">CTAs/SM", "ring", ">smem, est.", ">warps", ">waves", ">us",
+        *(f">{name[:-3]}" for name in TIMES[1:]), spare=("warps", "waves", "units each", "ring", "smem, est.", "CTAs/SM"),
+    )  # fmt: skip
     for row in rows:
         c = row["config"]
         units, times = row["units_per_cluster"], (f"{row[name]:.1f}" for name in TIMES)
         cells = (
             "[green]*[/green]" if row["chosen"] else "",
-            f"{_clusters(c)} x {c['cluster_size']}",
+            shape_text(c),
             "-" if units is None else trim(units, 3),
             str(c["ctas_per_sm"]),
-            f"{c['stages']} x {size(c['stage_bytes'])}" if (row["smem_bytes"] or 0) > c["stage_bytes"] else "-",
-            size(row["smem_bytes"] or 0),
+            f"{c['stages']} x {held(c['stage_bytes'])}" if (row["smem_bytes"] or 0) > c["stage_bytes"] else "-",
+            held(row["smem_bytes"] or 0),
             str(c["warps"]),
             str(row["waves"]),
         )
@@ -113,10 +109,10 @@ def candidates(rows: list[dict[str, Any]]) -> Table:
 
 def refused_table(rows: list[dict[str, Any]]) -> Table:
     """Configs that cannot run, with every reason."""
-    made = table(">clusters", ">size", ">stages", ">warps", ">CTAs/SM", "refused because")
+    made = table("clusters", ">stages", ">warps", ">CTAs/SM", "refused because", spare=("warps", "stages"))
     for row in rows:
         c = row["config"]
-        numbers = (_clusters(c), c["cluster_size"], c["stages"], c["warps"], c["ctas_per_sm"])
+        numbers = (shape_text(c), c["stages"], c["warps"], c["ctas_per_sm"])
         made.add_row(*(str(number) for number in numbers), escape("\n".join(row["refused"])))
     return made
 
@@ -161,7 +157,7 @@ def kernel_panel(record: dict[str, Any]) -> Panel:
     files = Table.grid(padding=(0, 2, 0, 0))
     for name, path in record["files"].items():
         files.add_row(f"[bold]{name}[/bold]", escape(str(path)) if path else "[dim]not made[/dim]")
-    return panel("Kernel", Text.from_markup(line + f"{size(record['smem_bytes'])} shared memory per CTA"), files)
+    return panel("Kernel", Text.from_markup(line + f"{held(record['smem_bytes'])} shared memory per CTA"), files)
 
 
 def gpu_panel(record: dict[str, Any] | None) -> Panel:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cfdsl.cli.plot import COLORS
-from cfdsl.cli.units import size
+from cfdsl.cli.units import held
 
 Points = list[tuple[int, float]]
 
@@ -55,7 +55,7 @@ def plot_exchanges(record: dict[str, Any], path: Path) -> None:
         draw_paper(grid[1, column], record, operator)
         ticks = sorted({row["payload"] for row in rows})
         for axes in grid[:, column]:
-            axes.set_xticks(ticks, [size(tick) for tick in ticks], rotation=60, fontsize=7)
+            axes.set_xticks(ticks, [held(tick) for tick in ticks], rotation=60, fontsize=7)
             axes.xaxis.minorticks_off()
         grid[1, column].set_xlabel("bytes of one rank")
     draw_floor(grid[0, :], record)

@@ -11,7 +11,7 @@ from cfdsl.cli.holdings import LEAVES, VIEWS, Placed, names_of
 from cfdsl.cli.request import Request
 from cfdsl.cli.units import plural
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost import RESOLUTION, RESOLUTION_US
+from cfdsl.compiler.cost import RESOLUTION, RESOLUTION_US, near
 from cfdsl.compiler.plan import KernelPlan
 
 if TYPE_CHECKING:
@@ -110,24 +110,33 @@ def why(fit: list[dict[str, Any]], overrides: dict[str, Any]) -> str:
     chosen = next((row for row in fit if row["chosen"]), None)
     if chosen is None:
         return "Nothing fits."
-    fastest = min(fit, key=lambda row: row["time_us"])
+    least = min(row["time_us"] for row in fit)
+    equal = sum(near(row["time_us"], least) for row in fit)
     text = f"Estimated at {chosen['time_us']:.1f} us, the least of {plural(len(fit), 'config')} that fit."
     if len(fit) == 1:
         text = f"Estimated at {chosen['time_us']:.1f} us; nothing else fits what was given."
-    elif fastest is not chosen:
+    elif equal > 1:
         text = (
-            f"Estimated at {chosen['time_us']:.1f} us. {plural(len(fit), 'config')} fit, the least estimate is {fastest['time_us']:.1f} us;"
-            f" within {RESOLUTION_US:.1f} us and {RESOLUTION:.0%} estimates count as equal, and these decide: an SM to each CTA, fewer"
-            " splits, the smaller cluster."
+            f"Estimated at {chosen['time_us']:.1f} us. Of {plural(len(fit), 'config')} that fit, {equal} are within {RESOLUTION_US:.1f} us "
+            f"and {RESOLUTION:.0%} of the least estimate, {least:.1f} us, and count as equal: first comes what has an SM to each CTA, then "
+            "fewer splits, then smaller clusters. The others follow by their times."
         )
     size = chosen["config"]["cluster_size"]
     other = min((row for row in fit if row["config"]["cluster_size"] != size), key=lambda row: row["time_us"], default=None)
     if other is not None:
-        shape = f"{other['config']['clusters']} x {other['config']['cluster_size']}"
-        text += f" The best with another cluster size, {shape}: {other['time_us']:.1f} us ({other['time_us'] - chosen['time_us']:+.1f})."
+        more = round(other["time_us"] - chosen["time_us"], 1)
+        text += f" The best with another cluster size, {shape_text(other['config'])}: {other['time_us']:.1f} us"
+        text += f" ({more:+.1f})." if more else "."
     if overrides:
         text += " Given by hand: " + ", ".join(f"{name}={value}" for name, value in overrides.items()) + "."
     return text
+
+
+def shape_text(config: dict[str, Any]) -> str:
+    """Clusters x ranks; groups x splits x ranks where clusters share units."""
+    splits = config["splits"]
+    clusters = f"{config['clusters'] // splits} x {splits}" if splits > 1 else str(config["clusters"])
+    return f"{clusters} x {config['cluster_size']}"
 
 
 def refusals(refused: list[dict[str, Any]]) -> list[tuple[str, int]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cfdsl.cli.complaints import BadOption
+from cfdsl.cli.complaints import BadOption, NothingToShow
 from cfdsl.cli.console import console, print_code
 from cfdsl.cli.request import Request, takes_request
 
@@ -35,7 +35,7 @@ def show(
 ) -> None:
     """Print a stage of the compilation, or draw the placed graph with --picture OUT.svg."""
     if stage is None and picture is None:
-        raise BadOption(option="show", value="", expected="--stage (one of " + ", ".join(Stage.__members__) + ") or --picture OUT.svg")
+        raise NothingToShow(stages=", ".join(Stage.__members__))
     if request.part_from in ("default", "fallback"):
         console(stderr=True).print(request.part_note, markup=False)
     if picture is not None:

@@ -1,13 +1,26 @@
-"""How sizes and times are written, the same in tables and in pictures."""
+"""How sizes and times are written, the same in tables and in pictures.
+
+What moves is counted in thousands, like the GB/s it is divided by. What lies in shared memory or in L2 is counted in 1024s, as parts have
+it, and then says so: KiB.
+"""
 
 from __future__ import annotations
 
 
 def size(count: float) -> str:
-    """Bytes in the largest unit that leaves at least one: 512 B, 16 KB, 1.5 MB, 201.3 MB (1 KB = 1024 B)."""
-    for unit, scale in (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10)):
-        if count >= scale:
-            return f"{trim(count / scale)} {unit}"
+    """Bytes that move, in the largest unit that leaves at least one: 512 B, 16.4 KB, 201.3 MB (1 KB = 1000 B)."""
+    return _in_units(count, 1000, ("KB", "MB", "GB"))
+
+
+def held(count: float) -> str:
+    """Bytes of memory on the chip: 512 B, 16 KiB, 50 MiB (1 KiB = 1024 B)."""
+    return _in_units(count, 1024, ("KiB", "MiB", "GiB"))
+
+
+def _in_units(count: float, step: int, units: tuple[str, ...]) -> str:
+    for power in range(len(units), 0, -1):
+        if count >= step**power:
+            return f"{trim(count / step**power)} {units[power - 1]}"
     return f"{trim(count)} B"
 
 

@@ -95,8 +95,12 @@ class Mesh:
         return self.clusters // self.splits
 
     def __str__(self) -> str:
-        splits = f" ({self.groups} groups of {self.splits} splits)" if self.splits > 1 else ""
-        return f"{self.clusters} clusters{splits} x {self.ranks} ranks"
+        splits = f" ({_counted(self.groups, 'group')} of {self.splits} splits)" if self.splits > 1 else ""
+        return f"{_counted(self.clusters, 'cluster')}{splits} x {_counted(self.ranks, 'rank')}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def shard_bounds(size: int, parts: int, index: int) -> tuple[int, int]:

@@ -160,13 +160,13 @@ def test_ranges_are_printed_with_their_ends() -> None:
         {"verdict": "off chip", "payloads": [131072, 131072], "speedup": None, "algorithms": []},
     ]
     text = printed(pays_panel([{"operator": "sum", "cluster": 4, "ranges": ranges}]))
-    for wanted in ("4 B to 8 KB", "DSMEM wins", "1.50 to 4.00", "push, bulk", "64 KB", "L2 wins", "0.80", "128 KB", "L2 is chosen"):
+    for wanted in ("4 B to 8 KiB", "DSMEM wins", "1.50 to 4.00", "push, bulk", "64 KiB", "L2 wins", "0.80", "128 KiB", "L2 is chosen"):
         assert wanted in text
 
 
 def test_the_push_bandwidth_line() -> None:
     push = {"b_per_clk": 15.96, "gbps_per_sm": 28.0, "operator": "sum", "payload": 16384, "marginal": None}
-    assert push_line(4, push) == "push bandwidth in this run, 4 ranks: 16.0 B/clk/SM, 28.0 GB/s per SM (sum of 16 KB)"
+    assert push_line(4, push) == "push bandwidth in this run, 4 ranks: 16.0 B/clk/SM, 28.0 GB/s per SM (sum of 16 KiB)"
     assert "17.0 B/clk/SM between the two largest gathers" in push_line(4, {**push, "marginal": 17.0})
 
 

@@ -53,6 +53,12 @@ def test_explain_shows_the_table_where_nothing_fits_too() -> None:
     assert (mistaken.code, mistaken.out) == (1, "")  # a mesh that there is not: no config to show
 
 
+def test_show_says_what_it_can_be_told() -> None:
+    done = run("show", "rms_norm", "--model", "llama-2-7b", *ON_H100)
+    assert done.code == 1
+    assert done.err.startswith("error: NothingToShow: `show` was not told what of the compilation to show.\n  remedy: add --stage STAGE (")
+
+
 def test_explain_says_what_compile_refuses() -> None:
     done = run("explain", "attention_block", "--model", "llama-2-7b", *ON_H100, "--batch", "2")
     assert done.code == 1

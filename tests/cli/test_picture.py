@@ -10,6 +10,11 @@ from cfdsl.cli.picture import draw
 from cfdsl.cli.picture.canvas import Canvas, fit, text_width
 from cfdsl.cli.picture.memory import scale_of
 from cfdsl.cli.picture.stream import ticks
+from cfdsl.compiler.config import Config
+from cfdsl.compiler.schedule import schedule
+from cfdsl.dsl.place import place
+from cfdsl.dsl.placement import Mesh
+from fusions.attention_block import attention_block
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -37,9 +42,20 @@ def test_exchanges_state_scope_and_bytes() -> None:
     text = "\n".join(texts(drawn(2)))
     assert "cluster scope, push; barrier qkv_ready, step 4" in text
     assert "each rank sends 768 B, receives 1.5 KB" in text
-    assert "48 KB" in text  # 64 CTAs send 768 B each
+    assert "49.2 KB" in text  # 64 CTAs send 768 B each
     assert "grid scope, grid barrier; 64 CTAs; step 10" in text
-    assert "1 MB" in text  # 64 CTAs write 256 B and read 16 KB
+    assert "1.1 MB" in text  # 64 CTAs write 256 B and read 16 KB
+
+
+def test_splits_are_in_the_title_and_beside_the_other_placements() -> None:
+    placed = place(attention_block.trace("llama-2-7b"), Mesh(64, 2, 2))
+    plan = schedule(placed, Config(64, 2, 6, splits=2, window=3, early=2))
+    text = texts(ElementTree.fromstring(draw(placed, plan, 4096, 3150.0, "h100-sxm")))
+    assert any("64 clusters (32 groups of 2 splits) of 2 ranks = 128 CTAs on h100-sxm" in line for line in text)
+    assert "[grid, cluster, splits]" in text
+    (at,) = (index for index, line in enumerate(text) if line.startswith("attend("))
+    assert [line for line in text[at : at + 5] if line in ("S(1)", "P(lse)")] == ["P(lse)", "P(lse)", "S(1)"]  # from the right
+    assert any("ahead of the consumers, at most 2 tiles of what a grid barrier must come before" in line for line in text)
 
 
 def test_pushes_go_from_every_rank_to_every_rank() -> None:

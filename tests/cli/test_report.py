@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from cfdsl.cli.panels import config_panel, graph_panel
+from cfdsl.cli.panels import candidates, config_panel, graph_panel
 from cfdsl.cli.report import candidate_record, choice_record, config_record, graph_record, refusals, traffic_record, why
 from cfdsl.compiler.cost import choose
 from cfdsl.compiler.parts import H100_SXM
@@ -17,27 +17,40 @@ from cfdsl.dsl.placement import Mesh
 from fusions.attention_block import attention_block
 
 
-def row(time: float, size: int, chosen: bool = False) -> dict:
-    return {"config": {"clusters": 64 // size, "cluster_size": size}, "time_us": time, "chosen": chosen}
+def row(time: float, size: int, chosen: bool = False, splits: int = 1) -> dict:
+    return {"config": {"clusters": 64 // size, "cluster_size": size, "splits": splits}, "time_us": time, "chosen": chosen}
 
 
 def test_why_names_the_runner_up_of_another_cluster_size() -> None:
-    assert why([row(70.0, 2, True), row(70.5, 2), row(72.0, 4)], {}) == (
-        "Estimated at 70.0 us, the least of 3 configs that fit. The best with another cluster size, 16 x 4: 72.0 us (+2.0)."
+    assert why([row(70.0, 2, True), row(70.6, 2), row(72.0, 4, splits=2)], {}) == (
+        "Estimated at 70.0 us, the least of 3 configs that fit. The best with another cluster size, 8 x 2 x 4: 72.0 us (+2.0)."
     )
 
 
-def test_why_admits_that_another_config_has_a_smaller_estimate() -> None:
-    text = why([row(72.0, 2, True), row(71.0, 4)], {})
-    assert text.startswith(
-        "Estimated at 72.0 us. 2 configs fit, the least estimate is 71.0 us; within 0.5 us and 3% estimates count as equal, and these "
-        "decide: an SM to each CTA, fewer splits, the smaller cluster. The best with another"
+def test_why_says_what_decides_among_estimates_that_count_as_equal() -> None:
+    """The table begins with them, and so is not in the order of the times; what rounds to the same time is no less and no more."""
+    assert why([row(71.02, 2, True), row(70.98, 4), row(70.95, 2), row(80.0, 8)], {}) == (
+        "Estimated at 71.0 us. Of 4 configs that fit, 3 are within 0.5 us and 3% of the least estimate, 71.0 us, and count as equal: first "
+        "comes what has an SM to each CTA, then fewer splits, then smaller clusters. The others follow by their times. The best with "
+        "another cluster size, 16 x 4: 71.0 us."
     )
 
 
 def test_why_says_what_was_given_by_hand() -> None:
     text = why([row(70.0, 4, True)], {"cluster_size": 4, "pdl": False})
     assert text == "Estimated at 70.0 us; nothing else fits what was given. Given by hand: cluster_size=4, pdl=False."
+
+
+def test_a_table_leaves_columns_out_rather_than_break_its_rows() -> None:
+    rows = choice_record(choose(attention_block.trace("llama-2-7b"), H100_SXM).rows, {})["fit"]
+    for width, there, gone in ((120, "waves", "nothing"), (80, "stream", "waves"), (60, "exchanges", "smem")):
+        screen = io.StringIO()
+        Console(width=width, file=screen).print(candidates(rows))
+        lines = [line for line in screen.getvalue().splitlines() if line.strip()]
+        assert len(lines) == len(rows) + 1
+        assert max(map(len, lines)) <= width
+        assert there in lines[0]
+        assert gone not in lines[0]
 
 
 def test_refusals_are_counted_by_kind() -> None:

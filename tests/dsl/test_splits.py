@@ -47,6 +47,7 @@ def test_a_mesh_counts_groups() -> None:
     assert (mesh.groups, mesh.ctas) == (8, 128)
     assert str(mesh) == "64 clusters (8 groups of 8 splits) x 2 ranks"
     assert (cf.Mesh(32, 4).groups, str(cf.Mesh(32, 4))) == (32, "32 clusters x 4 ranks")
+    assert [str(cf.Mesh(1, 1)), str(cf.Mesh(2, 1, 2))] == ["1 cluster x 1 rank", "2 clusters (1 group of 2 splits) x 1 rank"]
 
 
 def test_the_split_axis_is_printed_where_it_is_not_replicated() -> None:

@@ -7,7 +7,7 @@ from cfdsl.cli.picture.canvas import INK, MUTED, PARTIAL, REPLICATED, SHARDED, C
 from cfdsl.cli.picture.graph import LEFT, GraphPicture
 from cfdsl.cli.picture.memory import MemoryPicture
 from cfdsl.cli.picture.stream import StreamPicture
-from cfdsl.cli.units import plural, size
+from cfdsl.cli.units import held, plural
 from cfdsl.compiler.plan import KernelPlan
 
 WIDTH = 1500.0
@@ -22,9 +22,11 @@ def draw(placed: Placed, plan: KernelPlan, kv_len: int, gbps: float, part: str) 
     _legend(canvas, y + 24)
     y = GraphPicture(canvas, placed, plan.exchanges, y + 34).draw() + 40
     streamed = f"bytes to scale for {kv_len:,} cached tokens" if any(stream.tiles is None for stream in plan.streams) else "bytes to scale"
-    canvas.heading(LEFT, y, "Load stream of one CTA", f"one producer warp walks it without ever waiting for a phase; {streamed}")
+    early = plan.ring.early if plan.ring else 0
+    ahead = f"at most {plural(early, 'tile')} of what a grid barrier must come before" if early else "as far as the ring has room"
+    canvas.heading(LEFT, y, "Load stream of one CTA", f"one producer warp walks it ahead of the consumers, {ahead}; {streamed}")
     y = StreamPicture(canvas, plan, kv_len, gbps, y + 22).draw() + 24
-    detail = f"{size(plan.smem_bytes)} per CTA; violet: peers push into it; blocks that share columns reuse the same bytes"
+    detail = f"{held(plan.smem_bytes)} per CTA; violet: peers push into it; blocks that share columns reuse the same bytes"
     canvas.heading(LEFT, y, "Steps and shared memory", detail)
     y = MemoryPicture(canvas, plan, y + 36).draw()
     return canvas.document(y + 24)
@@ -34,9 +36,10 @@ def _title(canvas: Canvas, placed: Placed, plan: KernelPlan, kv_len: int, part: 
     canvas.text(LEFT, 52, plan.name, 28, INK, 800)
     canvas.text(LEFT + text_width(plan.name, 28) + 34, 52, f"{plan.model}, {plan.dtype}", 17, MUTED, 500)
     mesh, config = placed.mesh, plan.config
-    facts = f"{plural(mesh.clusters, 'cluster')} of {plural(mesh.ranks, 'rank')} = {plural(mesh.ctas, 'CTA')} on {part}"
+    shared = f" ({plural(mesh.groups, 'group')} of {mesh.splits} splits)" if mesh.splits > 1 else ""
+    facts = f"{plural(mesh.clusters, 'cluster')}{shared} of {plural(mesh.ranks, 'rank')} = {plural(mesh.ctas, 'CTA')} on {part}"
     warps = f"{config.warps} consumer warps" + (" and one producer warp" if plan.ring else "")
-    canvas.text(LEFT, 78, f"{facts}; {warps}; {size(plan.smem_bytes)} of shared memory per CTA", 13, MUTED)
+    canvas.text(LEFT, 78, f"{facts}; {warps}; {held(plan.smem_bytes)} of shared memory per CTA", 13, MUTED)
     return 124
 
 

@@ -7,7 +7,7 @@ from cfdsl.cli.picture.canvas import CLUSTER, FAINT, GRID, INK, LINE, MUTED, PAN
 from cfdsl.cli.units import plural, size
 from cfdsl.compiler.plan import Exchange
 from cfdsl.dsl.graph import CLUSTER_COLLECTIVES, Graph, Node
-from cfdsl.dsl.placement import AxisPlacement, Partial, Replicate, Shard
+from cfdsl.dsl.placement import AxisPlacement, Partial, Placement, R, Replicate, Shard
 
 LEFT, LABEL, RIGHT = 40.0, 390.0, 250.0  # margin; column of values; column of what is read from memory
 ROW, BAND, HEAD = 38, 118, 64
@@ -57,7 +57,8 @@ class GraphPicture:
             label = f"rank {rank}" if self.pitch > 60 else str(rank)
             canvas.text(self.x0 + self.pitch * (rank + 0.5), self.top + 54, label, 12.5, INK, 700, "middle")
         canvas.text(LEFT + 30, self.top + 54, "value", 11.5, MUTED, 600)
-        canvas.text(self.x0 - 22, self.top + 54, "[grid, cluster]", 11.5, MUTED, 600, "end")
+        axes = "[grid, cluster, splits]" if mesh.splits > 1 else "[grid, cluster]"
+        canvas.text(self.x0 - 22, self.top + 54, axes, 11.5, MUTED, 600, "end")
         canvas.text(self.x1 + 34, self.top + 54, "read from memory by one CTA", 11.5, MUTED, 600)
 
     def _phase(self, number: int, top: float, bottom: float) -> bool:
@@ -79,7 +80,7 @@ class GraphPicture:
         after = LEFT + 30 + text_width(name, 15, True) + 10
         canvas.text(after, y + 17, self._formula(node), 11.5, MUTED, mono=True, width=self.x0 - 130 - after)
         canvas.text(LEFT + 30, y + 31, f"{shape_text(node.type.shape)}  {node.type.dtype}", 10.5, MUTED, mono=True, width=200)
-        self._chips(placement.grid, placement.cluster, y + 19)
+        self._chips(placement, y + 19)
         for rank in range(self.ranks):
             self._cell(node, rank, y)
         self._reads(node, y)
@@ -90,13 +91,13 @@ class GraphPicture:
         args = [self.names[arg] if arg.op not in VIEWS or arg.op == "item" else self.names[_through(arg)] for arg in shown]
         return f"{node.op}({', '.join([*args, *(f'{key}={value}' for key, value in attrs.items())])})"
 
-    def _chips(self, grid: AxisPlacement, cluster: AxisPlacement, y: float) -> None:
-        """The two placements as coloured labels, right-aligned before the cluster's frame."""
+    def _chips(self, placement: Placement, y: float) -> None:
+        """A value's placements as coloured labels, right-aligned before the cluster's frame; that on the splits where it is not R."""
         x = self.x0 - 20.0
-        for placement in (cluster, grid):
-            text = str(placement)
+        for at in (*((placement.split,) if placement.split != R else ()), placement.cluster, placement.grid):
+            text = str(at)
             x -= text_width(text, 10.5, True) + 12
-            self.canvas.pill(x, y, text, _color(placement))
+            self.canvas.pill(x, y, text, _color(at))
             x -= 5
 
     def _cell(self, node: Node, rank: int, y: float) -> None:

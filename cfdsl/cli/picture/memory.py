@@ -10,7 +10,7 @@ from cfdsl.cli.picture.canvas import CLUSTER, FAINT, INK, LINE, MUTED, PANEL, WH
 from cfdsl.cli.picture.graph import LEFT
 from cfdsl.cli.picture.stream import exchange_colors, stream_color
 from cfdsl.cli.timeline import stream_of
-from cfdsl.cli.units import plural, size
+from cfdsl.cli.units import held, plural
 from cfdsl.compiler.plan import Barrier, Buffer, KernelPlan
 
 ROW, HEAD = 27, 46
@@ -118,7 +118,7 @@ class MemoryPicture:
         middle = (self.body + self.bottom) / 2
         self.canvas.text((x0 + x1) / 2, middle - 4, "ring", 14, INK, 700, "middle")
         self.canvas.text(
-            (x0 + x1) / 2, middle + 13, f"{ring.stages} × {size(ring.stage_bytes)}", 11, INK, None, "middle", width=x1 - x0 - 4
+            (x0 + x1) / 2, middle + 13, f"{ring.stages} × {held(ring.stage_bytes)}", 11, INK, None, "middle", width=x1 - x0 - 4
         )
 
     def _buffer(self, buffer: Buffer) -> None:
@@ -128,7 +128,7 @@ class MemoryPicture:
         where = f"{buffer.bytes} bytes at {buffer.offset}, steps {buffer.first} to {buffer.last}"
         title = f"{buffer.name}: {buffer.dtype} {buffer.shape}, {where}{written}"
         x0, x1 = self._block(buffer.offset, buffer.bytes, y0, y1, color, title, data_buffer=buffer.name)
-        middle, detail = (y0 + y1) / 2, size(buffer.bytes)
+        middle, detail = (y0 + y1) / 2, held(buffer.bytes)
         if text_width(buffer.name, 11, True) < x1 - x0 - 6:
             two = y1 - y0 > 34
             self.canvas.text((x0 + x1) / 2, middle + (-2 if two else 4), buffer.name, 11, INK, 600, "middle", True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cfdsl.cli.picture.canvas import CLUSTER, FAINT, GRID, INK, MUTED, STREAMS, WHITE, Canvas, text_width
 from cfdsl.cli.picture.graph import LEFT
 from cfdsl.cli.timeline import Run, runs, stream_of
-from cfdsl.cli.units import plural, size, trim
+from cfdsl.cli.units import held, plural, trim
 from cfdsl.compiler.plan import KernelPlan
 
 LANE = 46
@@ -51,7 +51,7 @@ class StreamPicture:
         end = self.x(min(ring.bytes, self.total))
         self.canvas.path(f"M{self.x0},{y + 18} v-7 H{end:.1f} v7", INK, 1.3)
         self.canvas.text(LEFT, y + 15, "ring, to scale", 11.5, MUTED, 600)
-        text = f"{ring.stages} slots × {size(ring.stage_bytes)} = {size(ring.bytes)}"
+        text = f"{ring.stages} slots × {held(ring.stage_bytes)} = {held(ring.bytes)}"
         if 0 < ring.window < ring.stages:
             text += f", {ring.window} in flight at once"
         self.canvas.text(end + 8, y + 15, text, 11.5, INK)
@@ -66,11 +66,11 @@ class StreamPicture:
         for index, run in enumerate(self.runs):
             x, w, color = self.x(run.begin), self.x(run.end) - self.x(run.begin), stream_color(index)
             tensors = " + ".join(run.stream.tensors)
-            title = f"{run.stream.name}: {run.tiles} tiles of {size(run.stream.tile_bytes)} from {tensors}"
+            title = f"{run.stream.name}: {run.tiles} tiles of {held(run.stream.tile_bytes)} from {tensors}"
             self.canvas.rect(x + 0.5, y, w - 1, LANE, color, None, 4, title, data_stream=run.stream.name)
             self._ticks(run, x, w, y)
-            text = f"{run.stream.name}  {size(run.bytes)}"
-            tiles = f"{plural(run.tiles, 'tile')} × {size(run.stream.tile_bytes)}"
+            text = f"{run.stream.name}  {held(run.bytes)}"
+            tiles = f"{plural(run.tiles, 'tile')} × {held(run.stream.tile_bytes)}"
             self.canvas.text(
                 x + w / 2, y + 20, text if text_width(text, 12.5) < w - 8 else run.stream.name, 12.5, WHITE, 700, "middle", width=w - 6
             )
@@ -143,7 +143,7 @@ class StreamPicture:
             x = self.x(count * 1024)
             canvas.line(x, y, x, y + 5, FAINT)
             anchor = "start" if count == 0 else "middle"
-            canvas.text(x, y + 18, f"{trim(count)} KB", 10.5, MUTED, None, anchor)
+            canvas.text(x, y + 18, f"{trim(count)} KiB", 10.5, MUTED, None, anchor)
             canvas.text(x, y + 33, f"{trim(count * 1024 * ctas / self.gbps / 1e3)} us", 10.5, INK, None, anchor)
         canvas.text(LEFT, y + 18, "loaded by the busiest CTA", 10.5, MUTED)
         canvas.text(LEFT, y + 33, f"at {trim(self.gbps)} GB/s over {ctas} CTAs", 10.5, INK, width=self.x0 - LEFT - 4)
