@@ -20,7 +20,7 @@ from cfdsl.cli.listings import table
 from cfdsl.cli.panels import panel
 from cfdsl.cli.report import config_record, request_record
 from cfdsl.cli.request import Request, takes_request
-from cfdsl.cli.units import held
+from cfdsl.cli.units import held, plural
 
 
 class BenchCommand(typer.core.TyperCommand):
@@ -126,7 +126,7 @@ def bench_panel(record: dict[str, Any]) -> Any:
     """The record as a table, with where and how it was measured above it."""
     place, ceiling, config = record["environment"], record["ceiling"], record["config"]
     title = f"{record['fusion']}, {record['model']}, {record['dtype']}, batch {record['batch']}"
-    shape = f"{config['clusters']} clusters of {config['cluster_size']}, {held(config['smem_bytes'])} shared memory"
+    shape = f"{plural(config['clusters'], 'cluster')} of {config['cluster_size']}, {held(config['smem_bytes'])} shared memory"
     pdl, l2 = "on" if config["pdl"] else "off", "cold" if record["cold"] else "NOT cold"
     lines = [
         f"{place['gpu']}, {place['sms']} SMs; torch {place['torch']}, CUDA {place['cuda']}; {place['date']}",

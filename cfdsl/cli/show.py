@@ -14,11 +14,13 @@ from cfdsl.cli.request import Request, takes_request
 
 
 class Stage(StrEnum):
-    """What can be shown. The first four need no toolchain."""
+    """What can be shown. All but the last two need no toolchain."""
 
     traced = "traced"
+    config = "config"
     placed = "placed"
     plan = "plan"
+    check = "check"
     source = "source"
     ptx = "ptx"
     sass = "sass"

@@ -233,7 +233,7 @@ class _Scales:
         return self.traffic[key]
 
 
-HEADERS = ("clusters x ranks", "per cluster", "CTAs/SM", "stages", "smem", "time", "start", "stream", "exchanges", "tail", "verdict")
+HEADERS = ("clusters x ranks", "per cluster", "CTAs/SM", "stages", "smem, est.", "time", "start", "stream", "exchanges", "tail", "verdict")
 
 
 def cells(row: Candidate) -> tuple[str, ...]:
@@ -255,3 +255,12 @@ def explain(choice: Choice) -> str:
     sizes = "".join(f", {name} {value}" for name, value in choice.sizes)
     head = f"{choice.part.name}: times in us at {choice.part.hbm_gbps:,.0f} GB/s{sizes}; the memory's time is {choice.floor_us:.1f}"
     return "\n".join([head, *(f"note: {note}" for note in choice.part.notes), "", *lines])
+
+
+def config_text(choice: Choice) -> str:
+    """The chosen row of the table of candidates, and every field of the config."""
+    chosen = explain(replace(choice, rows=(choice.chosen,)))
+    wide = max(len(field.name) for field in fields(Config))
+    each = [f"{field.name:{wide}}  {getattr(choice.config, field.name)}" for field in fields(Config)]
+    weighed = f"chosen of {sum(not row.refused for row in choice.rows)} that fit and {len(choice.rows)} that were weighed"
+    return "\n".join([chosen, "", weighed, "", *each]) + "\n"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
 from cfdsl.compiler.candidates import MIN_STAGES, override_errors, size_errors
 from cfdsl.compiler.check import check
+from cfdsl.compiler.check_text import check_text
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost import Choice, choose
+from cfdsl.compiler.cost import Choice, choose, config_text
 from cfdsl.compiler.emit import emit, with_marks
 from cfdsl.compiler.limits import limits
 from cfdsl.compiler.parts import Part
@@ -38,7 +39,7 @@ class Kept(Protocol):
 
 @dataclass
 class Lowered:
-    """A fusion on its way down. Fields fill from top to bottom; `stages` has the text of each named stage that was reached.
+    """A fusion on its way down. Fields fill from top to bottom; `stages` has the text of each named stage, made when it is asked for.
 
     chosen   the config that the cost model chose, now or in a run before this one
     choice   what it was weighed against; where it was chosen before, weighed again when somebody asks
@@ -67,9 +68,25 @@ class Lowered:
     def choice(self) -> Choice:
         return choose(self.graph, self.part, self.overrides, self.sizes)
 
-    @cached_property
-    def stages(self) -> dict[str, str]:
-        return {stage.name: stage.text(self) for stage in STAGES if stage.text is not None}
+    @property
+    def stages(self) -> Mapping[str, str]:
+        return Texts(self)
+
+
+class Texts(Mapping[str, str]):
+    """The texts of all stages by name."""
+
+    def __init__(self, at: Lowered) -> None:
+        self._at, self._stages = at, {stage.name: stage for stage in STAGES}
+
+    def __getitem__(self, name: str) -> str:
+        return self._stages[name].text(self._at)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stages)
+
+    def __len__(self) -> int:
+        return len(self._stages)
 
 
 def trace(at: Lowered) -> None:
@@ -128,19 +145,19 @@ def write_source(at: Lowered) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """One arrow of the pipeline: `run` fills a field of Lowered, `text` prints it (None: the stage only decides or checks)."""
+    """One arrow of the pipeline: `run` fills a field of Lowered or checks it, `text` says with what result."""
 
     name: str
     run: Callable[[Lowered], None]
-    text: Callable[[Lowered], str] | None = None
+    text: Callable[[Lowered], str]
 
 
 STAGES: tuple[Stage, ...] = (
     Stage("traced", trace, lambda at: to_text(at.graph)),
-    Stage("config", configure),
+    Stage("config", configure, lambda at: config_text(at.choice)),
     Stage("placed", place_on_mesh, lambda at: to_text(at.placed)),
     Stage("plan", make_plan, lambda at: plan_text(at.plan)),
-    Stage("check", check_plan),
+    Stage("check", check_plan, lambda at: check_text(at.plan, at.part)),
     Stage("source", write_source, lambda at: at.source),
 )
 

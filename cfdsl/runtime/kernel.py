@@ -40,7 +40,7 @@ class _NotContiguous(Exception):
 
 
 class Stages(Mapping[str, str]):
-    """The texts of all stages by name; "ptx" and "sass" are read when asked for."""
+    """The texts of all stages by name; each is made, or read, when it is asked for."""
 
     def __init__(self, texts: Mapping[str, str], later: Mapping[str, Callable[[], str]]) -> None:
         self._texts, self._later = texts, later
@@ -259,8 +259,8 @@ class Kernel:
 
     @functools.cached_property
     def stages(self) -> Stages:
-        """Every stage's text: traced, placed, plan, source, ptx, sass."""
-        return Stages({**self.lowered.stages, "source": self.source}, {"ptx": lambda: self.ptx, "sass": lambda: self.sass})
+        """Every stage's text: traced, config, placed, plan, check, source, ptx, sass."""
+        return Stages(self.lowered.stages, {"source": lambda: self.source, "ptx": lambda: self.ptx, "sass": lambda: self.sass})
 
     @functools.cached_property
     def ptx(self) -> str:

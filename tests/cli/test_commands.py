@@ -53,6 +53,14 @@ def test_explain_shows_the_table_where_nothing_fits_too() -> None:
     assert (mistaken.code, mistaken.out) == (1, "")  # a mesh that there is not: no config to show
 
 
+def test_show_prints_the_choice_and_the_proof() -> None:
+    chosen = run("show", "rms_norm", "--model", "llama-2-7b", *ON_H100, "--stage", "config", "--cluster-size", "4").out
+    assert "chosen of " in chosen
+    assert "\ncluster_size   4\n" in chosen
+    proved = run("show", "rms_norm", "--model", "llama-2-7b", *ON_H100, "--stage", "check").out
+    assert proved.startswith("proved of rms_norm on h100-sxm by ")
+
+
 def test_show_says_what_it_can_be_told() -> None:
     done = run("show", "rms_norm", "--model", "llama-2-7b", *ON_H100)
     assert done.code == 1

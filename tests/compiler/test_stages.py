@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 import cfdsl as cf
+from cfdsl.compiler.check import CHECKS
+from cfdsl.compiler.cost import explain
 from cfdsl.compiler.emit import emit
 from cfdsl.compiler.parts import H100_SXM, H200
 from cfdsl.compiler.plan_text import plan_text
@@ -24,7 +27,7 @@ def block(**given: Any) -> Lowered:
 
 def test_stages_in_order() -> None:
     assert [stage.name for stage in STAGES] == ["traced", "config", "placed", "plan", "check", "source"]
-    assert list(block().stages) == ["traced", "placed", "plan", "source"]
+    assert list(block().stages) == [stage.name for stage in STAGES]
 
 
 def test_texts_are_those_of_what_was_made() -> None:
@@ -34,10 +37,26 @@ def test_texts_are_those_of_what_was_made() -> None:
     assert "%" in made.stages["traced"]
     assert "[S(1), " in made.stages["placed"]
     assert "[S(1), " not in made.stages["traced"]
+    head, *_, chosen = explain(made.choice).splitlines()[:4]
+    assert made.stages["config"].startswith(f"{head}\n")
+    assert re.sub(" +", " ", chosen) in re.sub(" +", " ", made.stages["config"])
+    assert f"\nsplits         {made.config.splits}\n" in made.stages["config"]
+
+
+def test_what_was_proved_is_told_check_by_check() -> None:
+    made = block()
+    head, blank, *lines, gap, room = made.stages["check"].splitlines()
+    assert (blank, gap) == ("", "")
+    steps, ctas = len(made.plan.steps), made.plan.mesh.ctas
+    assert head.startswith(f"proved of attention_block on h100-sxm by {len(CHECKS) + 1} checks, of ")
+    assert head.endswith(f" {steps} steps, {ctas} CTAs")
+    assert [line.split()[0] for line in lines] == [*(rule.__name__ for rule in CHECKS), "fits"]
+    assert lines[0].split(maxsplit=1)[1].startswith("Every tile fits a stage")
+    assert room.startswith(f"shared memory: {made.plan.smem_bytes:,} of 232,448 B with 1 CTA/SM; clusters: {made.plan.mesh.clusters} of ")
 
 
 def test_the_same_every_time() -> None:
-    assert block().stages == block().stages
+    assert dict(block().stages) == dict(block().stages)
 
 
 def test_the_chosen_config_is_the_plans() -> None:
