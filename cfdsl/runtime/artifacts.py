@@ -67,7 +67,7 @@ def _info(section: bytes) -> dict[int, int]:
 
 
 def spill_bytes(log: str) -> int | None:
-    """Bytes that the assembler's log says are spilled and reloaded per thread, or None if the log does not say."""
+    """Bytes of spill stores and of spill loads, together, per thread, by the assembler's log; None if the log does not say."""
     found = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     return sum(int(stores) + int(loads) for stores, loads in found) if found else None
 

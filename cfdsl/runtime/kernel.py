@@ -284,7 +284,7 @@ class Kernel:
 
     @property
     def spills(self) -> int | None:
-        """Bytes per thread that the assembler spills and reloads; None if it did not say."""
+        """Bytes per thread that the assembler's code stores to the stack and loads back, both counted; None if it did not say."""
         spilled: int | None = self._entry.meta["spills"]
         return spilled
 
