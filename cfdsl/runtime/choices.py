@@ -27,7 +27,7 @@ from cfdsl.dsl.text import to_text
 from cfdsl.errors import CacheUnusable
 from cfdsl.runtime.cache import DamagedCacheEntry, KernelCache, digest
 
-CHOOSERS = ("models.py", "errors", "dsl", "compiler")  # of the package: what the lowering up to a choice is made of
+CHOOSERS = ("models", "errors", "dsl", "compiler")  # of the package: what the lowering up to a choice is made of
 
 
 class KeptChoices:
@@ -77,7 +77,7 @@ def _sources() -> str | None:
     spec = find_spec("cfdsl")
     assert spec is not None
     (root,) = (Path(folder) for folder in spec.submodule_search_locations or ())
-    files = [file for name in CHOOSERS for file in (sorted((root / name).rglob("*.py")) or [root / name])]
+    files = [file for name in CHOOSERS for file in sorted((root / name).rglob("*.py"))]
     if max(file.stat().st_mtime for file in files) > cfdsl._imported_at:
         return None
     return digest(b"".join(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0" for file in files))
