@@ -10,7 +10,7 @@ from cfdsl.compiler.lowering.attention import early_scalars
 from cfdsl.compiler.lowering.limits import check_limits
 from cfdsl.compiler.lowering.multicast import gather_shared
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
-from cfdsl.compiler.lowering.stores import share_of, store
+from cfdsl.compiler.lowering.stores import clear_sums, share_of, store
 from cfdsl.compiler.lowering.values import stored
 from cfdsl.compiler.plan import TRACE_ARG, Arg, Barrier, Buffer, KernelPlan, Ring, Step
 from cfdsl.compiler.signature import signature
@@ -35,6 +35,7 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
         lower_node(b, node)
         for name in (name for name, output in placed.graph.outputs if output is node):
             store(b, node, name)  # at once: a store ahead of an exchange need not wait for it
+    clear_sums(b)
     if b.flags:
         b.step("flags", "tell the host of what was out of range", flags=tuple(b.flags))
     if config.multicast:
