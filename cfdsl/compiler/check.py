@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from cfdsl.compiler.check_exchange import PUSHES, exchange_bytes, exchange_records, landing_places, pushed_bytes, rendezvous
 from cfdsl.compiler.check_memory import cache_heads, fragments, shares_cover, vectors, workspaces
 from cfdsl.compiler.check_multicast import buffers_as_they_are, early_requests, whole_vectors
-from cfdsl.compiler.check_outputs import stored_whole
+from cfdsl.compiler.check_outputs import stored_whole, terms_once
 from cfdsl.compiler.check_products import addresses, products, streamed_types
 from cfdsl.compiler.check_shared import shared_vectors
 from cfdsl.compiler.parts import Part
@@ -175,7 +175,7 @@ def fits(plan: KernelPlan, part: Part) -> list[CfdslError]:
 CHECKS: tuple[Callable[[KernelPlan], Found], ...] = (
     ring_geometry, ring_barriers, stream_order, exchange_bytes, exchange_records, rendezvous, landing_places, hazards, lifetimes, layout,
     addresses, streamed_types, products, vectors, fragments, shared_vectors, cache_heads, shares_cover, workspaces, stored_whole,
-    whole_vectors, early_requests, buffers_as_they_are,
+    terms_once, whole_vectors, early_requests, buffers_as_they_are,
 )  # fmt: skip
 
 __all__ = ["CHECKS", "check", "fits", "pushed_bytes"]

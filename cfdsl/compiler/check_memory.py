@@ -91,8 +91,8 @@ def _accesses(step: Step) -> Iterator[tuple[str, Affine, _Span]]:
         yield p["dst"], Affine(), _Span(1)
     if step.op in ("atomic_add", "fetch"):
         yield p["workspace"], p["offset"], _Span(n)
-    if share is not None and step.op == "store_rows":
-        for name in (p["dst"], *p["clears"]):
+    if share is not None and step.op in ("store_rows", "clear"):
+        for name in (*((p["dst"],) if "dst" in p else ()), *p["clears"]):
             yield name, Affine.of(**{share.symbol: share.granule}), _Span(0, share=share)
 
 
@@ -127,10 +127,14 @@ def workspaces(plan: KernelPlan) -> Found:
     ours = {arg.name for arg in plan.args if arg.role == "workspace"}
     pending: dict[str, int] = {}
     summed: dict[str, Step] = {}
+    cleared: dict[str, int] = {}
     for i, step in enumerate(plan.steps):
         if step.op == "grid_barrier":
             pending.clear()
-        for name in _reads(step):
+        for name in step.reads:
+            if name in cleared:
+                total = f"zeroed in step {cleared[name]}, read in {i}"
+                yield PlanError(what=f"{name} is read after it was cleared", sum=total, src=step.src)
             if name in pending:
                 total = f"written in step {pending[name]}, read in {i}"
                 yield PlanError(what=f"{name} is read without a grid barrier", sum=total, src=step.src)
@@ -140,22 +144,11 @@ def workspaces(plan: KernelPlan) -> Found:
             pending |= dict.fromkeys(ours.intersection(str(step.params.get(key)) for key in ("workspace", "dst", "outs", "stats")), i)
         for name in step.params.get("clears", ()):
             summed.pop(name, None)
+            cleared[name] = i
     for name, step in summed.items():
         yield PlanError(what=f"{name} is not zero when the next launch adds to it", sum="no step clears it", src=step.src)
     if not plan.needs_residency and any(step.op == "grid_barrier" for step in plan.steps):
         yield PlanError(what="a grid barrier needs all clusters at once", sum="but the plan does not ask for it")
-
-
-def _reads(step: Step) -> tuple[str, ...]:
-    """Everything that a step reads by name, variables and shared memory too."""
-    tree: Expr | None = step.params.get("tree")
-    fetched: tuple[str, ...] = (step.params["workspace"],) if step.op == "fetch" else ()
-    if step.op == "terms_push":
-        fetched = (step.params["outs"], step.params["stats"])
-    if step.op == "store_index":
-        fetched = (step.params["pairs"],)
-    fetched += tuple(leaf.name for part, _, _ in step.params.get("parts", ()) for leaf in part.walk())
-    return (*fetched, *(leaf.name for leaf in tree.walk())) if tree is not None else fetched
 
 
 def corners(plan: KernelPlan) -> list[dict[str, int]]:

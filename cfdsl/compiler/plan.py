@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cfdsl.compiler.config import Config
+from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import Share
 from cfdsl.dsl.graph import Dim, Src
 from cfdsl.dsl.placement import Mesh
@@ -155,6 +156,17 @@ class Step:
     ins: tuple[str, ...] = ()
     params: dict[str, Any] = field(default_factory=dict, hash=False)
     src: Src | None = None
+
+    @property
+    def trees(self) -> tuple[Expr, ...]:
+        """The expressions that it evaluates."""
+        return (*((self.params["tree"],) if "tree" in self.params else ()), *(tree for tree, _, _ in self.params.get("parts", ())))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Everything that it reads by name: of global memory, shared memory, and variables."""
+        keys = {"fetch": ("workspace",), "terms_push": ("outs", "stats"), "store_index": ("pairs",)}.get(self.op, ())
+        return (*(self.params[key] for key in keys), *(leaf.name for tree in self.trees for leaf in tree.walk()))
 
 
 @dataclass(frozen=True)

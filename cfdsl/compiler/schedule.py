@@ -10,7 +10,7 @@ from cfdsl.compiler.lowering.ahead import fetch_ahead
 from cfdsl.compiler.lowering.attention import early_scalars
 from cfdsl.compiler.lowering.multicast import gather_shared
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
-from cfdsl.compiler.lowering.stores import share_of, store
+from cfdsl.compiler.lowering.stores import clear_sums, share_of, store
 from cfdsl.compiler.lowering.values import stored
 from cfdsl.compiler.plan import TRACE_ARG, Arg, Barrier, Buffer, KernelPlan, Ring, Step
 from cfdsl.compiler.signature import signature
@@ -32,6 +32,7 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
     _shares(b)
     early_scalars(b)
     _lower_nodes(b, [limit.error for limit in beyond])
+    clear_sums(b)
     if b.flags:
         b.step("flags", "tell the host of what was out of range", flags=tuple(b.flags))
     if config.multicast:

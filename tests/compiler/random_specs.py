@@ -141,6 +141,19 @@ def _linear(w: _Writer, i: int, j: int, k: int) -> Any:
     return cf.linear(x, matrix, _bias(w, matrix, k // 3), shard=(None, "out", "in")[k % 3])
 
 
+def _terms(w: _Writer, i: int, j: int, k: int) -> Any:
+    """A product whose contraction is cut: over the clusters, over the ranks, or over both; and mostly what makes a value of it."""
+    x, matrix = w.pick(i), w.weight(w.size(j), int(w.pick(i).shape[-1]))
+    if k % 3:
+        x, matrix = x[:, w.axis], matrix[:, w.axis]
+    y = cf.linear(x, matrix, shard=("in", "out", None)[k // 3 % 3])
+    if k // 3 % 3 == 0:
+        y = cf.cluster_reduce_scatter(y, dim=-1) if k // 9 % 2 else cf.cluster_reduce(y)
+    if k % 3 and k % 5:
+        y = cf.grid_reduce_scatter(y, dim=-1) if k // 9 % 3 else cf.grid_reduce(y)
+    return y
+
+
 def _norm(w: _Writer, i: int, j: int, k: int) -> Any:
     x = w.pick(i)
     n = int(x.shape[-1])
@@ -228,7 +241,8 @@ def _attention(w: _Writer, i: int, j: int, k: int) -> Any:
 
 
 OPS: Sequence[Callable[[_Writer, int, int, int], Any]] = (
-    _linear, _linear, _linear, _attention, _norm, _heads, _reshape, _split, _concat, _sliced, _exchange, _exchange, _exchange, _found,
+    _linear, _linear, _linear, _terms, _terms, _attention, _norm, _heads, _reshape, _split, _concat, _sliced, _exchange, _exchange,
+    _exchange, _found,
     lambda w, i, j, k: w.pick(i) + _vector(w, i, j, k),
     lambda w, i, j, k: w.pick(i) * _vector(w, i, j, k),
     lambda w, i, j, k: (cf.silu, cf.gelu)[k % 2](w.pick(i)),

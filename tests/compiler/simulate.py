@@ -231,11 +231,18 @@ def _store_rows(cta: _Cta, step: Step, p: P) -> None:
     n = cta.rows(p["share"])
     rows = p["share"].bounds(cta.number)[0] + np.arange(n)
     _write(cta, p["dst"], rows, cta.value(p["tree"], n))
+    _clear(cta, step, p)
+
+
+def _clear(cta: _Cta, step: Step, p: P) -> None:
+    rows = np.arange(*p["share"].bounds(cta.number))
     for name in p["clears"]:
-        _write(cta, name, rows, np.zeros(n, np.float32))
+        _write(cta, name, rows, np.zeros(rows.size, np.float32))
 
 
 def _atomic_add(cta: _Cta, step: Step, p: P) -> None:
+    if p["alone"] and cta.rank:
+        return
     rows = cta.at(p["offset"]) + np.arange(p["rows"])
     _write(cta, p["workspace"], rows, cta.launch.memory[p["workspace"]][rows] + cta.value(p["tree"], p["rows"]))
 
@@ -422,7 +429,7 @@ def _combine_warps(cta: _Cta, step: Step, p: P) -> None:
 STEPS: dict[str, Callable[[_Cta, Step, P], None]] = {
     "fragment": _fragment, "fetch_fragment": _fragment, "gemv": _gemv, "mean_square": _mean_square, "rms": _rms, "finish": _finish,
     "concat": _concat, "slice": _slice, "fetch": _fetch, "keep": _keep, "index": _index, "store_vector": _store_vector,
-    "store_fragment": _store_fragment, "store_rows": _store_rows, "atomic_add": _atomic_add, "gather_push": _gather_push,
+    "store_fragment": _store_fragment, "store_rows": _store_rows, "clear": _clear, "atomic_add": _atomic_add, "gather_push": _gather_push,
     "reduce_push": _reduce_push, "scatter_push": _scatter_push, "lse_push": _lse_push, "scalar_push": _scalar_push,
     "scalar_sum": _scalar_sum, "reduce_sum": _reduce_sum, "lse_combine": _lse_combine, "lse_merge": _lse_merge,
     "store_terms": _store_terms, "terms_push": _terms_push, "multicast": _multicast, "argmax": _argmax, "publish": _publish,

@@ -59,6 +59,15 @@ def joined(m: cf.ModelConfig, batch: int) -> cf.Outputs:
     return cf.outputs(y=cf.linear(cf.concat([x, z], dim=1), cf.weight("w", (64, 128)), shard="out"))
 
 
+@cf.fusion
+def summed(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+    x, w = cf.input("x", (batch, 256)), cf.weight("w", (320, 256))
+    with cf.clusters(over=4) as axis:
+        total = cf.grid_reduce_scatter(cf.linear(x[:, axis], w[:, axis], shard="out"), dim=1)
+    return cf.outputs(y=total, z=cf.silu(total))
+
+
+SUMMED = plan_graph(summed.trace("llama-2-7b"), 4, 2)
 JOINED = plan_graph(joined.trace("llama-2-7b"), 8, 1)
 PARTS = JOINED.steps[step_of(JOINED, "concat")].params["parts"]
 SPREAD = block("llama-3.1-8b", 24, 4, splits=3, qkv="grid", window=3)
@@ -213,6 +222,10 @@ BUGS: dict[str, tuple[KernelPlan, str, str]] = {
         with_params(JOINED, step_of(JOINED, "store_rows"), share=Share("rows64", 64, 8, 16)), "stored_whole",
         "y is not stored whole: element 32 of 64 is missing",
     ),
+    "a term that every rank adds": (
+        with_params(PAPER, 44, offset=Affine()), "terms_once",
+        "ws_sum does not get every term once: 4 x 1024 elements of 4096, by cluster 0",
+    ),
     "a gathered vector that is not stored": (
         with_params(GOOD, 34, offset=Affine.of(cluster=128, rank=16)), "stored_whole",
         "ws_gather is not stored whole: element 80 of 4096 is missing",
@@ -292,6 +305,10 @@ BUGS: dict[str, tuple[KernelPlan, str, str]] = {
     "no grid barrier": (without(GOOD, 35), "workspaces", "ws_gather is read without a grid barrier: written in step 34, read in 35"),
     "sums kept for the next launch": (
         with_params(PAPER, 46, clears=()), "workspaces", "ws_sum is not zero when the next launch adds to it: no step clears it",
+    ),
+    "a sum that is cleared too early": (
+        with_params(SUMMED, steps_of(SUMMED, "store_rows")[0], clears=("ws_sum",)), "workspaces",
+        "ws_sum is read after it was cleared: zeroed in step 5, read in 6",
     ),
     "residency forgotten": (
         replace(GOOD, needs_residency=False), "workspaces", "a grid barrier needs all clusters at once: but the plan does not ask for it",

@@ -295,6 +295,33 @@ def test_bias_of_a_ranks_rows() -> None:
     assert (leaf.offset, leaf.block, leaf.stride) == (Affine.of(cluster=512, rank=32), 32, 128)
 
 
+def test_a_term_that_all_ranks_have_is_added_by_one() -> None:
+    def spec(m: cf.ModelConfig, batch: int, shard: str | None = None) -> cf.Outputs:
+        x, w = cf.input("x", (batch, m.hidden)), cf.weight("w", (1024, m.hidden))
+        with cf.clusters(over=32) as axis:
+            terms = cf.linear(x[:, axis], w[:, axis], shard=shard)
+        return cf.outputs(y=cf.grid_reduce_scatter(terms, dim=1))
+
+    whole = emit(lower(spec))
+    at = whole.index("grid.add(")
+    assert whole[:at].rstrip().splitlines()[-2].strip() == "if rank == 0:"
+    assert "if rank == 0" not in emit(lower(lambda m, batch: spec(m, batch, "out")))
+
+
+def test_a_sum_is_cleared_behind_its_last_reader() -> None:
+    def spec(m: cf.ModelConfig, batch: int, found: bool = False) -> cf.Outputs:
+        x, w = cf.input("x", (batch, m.hidden)), cf.weight("w", (1024, m.hidden))
+        with cf.clusters(over=32) as axis:
+            total = cf.grid_reduce_scatter(cf.linear(x[:, axis], w[:, axis], shard="out"), dim=1)
+        return cf.outputs(best=cf.grid_reduce(cf.argmax(total))) if found else cf.outputs(y=total, z=cf.silu(total))
+
+    plan = lower(spec)
+    assert [plan.steps[i].params["clears"] for i in steps_of(plan, "store_rows")] == [(), ("ws_sum",)]
+    plan = lower(lambda m, batch: spec(m, batch, found=True))  # nobody stores rows of it
+    assert plan.steps[step_of(plan, "clear")].params["clears"] == ("ws_sum",)
+    assert "ws_sum[granule1024 * 8 + i] = Float32(0.0)  # for the next launch" in emit(plan)
+
+
 def test_a_product_of_a_product() -> None:
     """The second product multiplies what the first one's warps have summed in shared memory."""
 

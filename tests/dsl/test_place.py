@@ -132,7 +132,7 @@ PLACED: dict[str, tuple[Any, tuple[str, ...]]] = {
     ),
     "terms": (lambda v: (v.term, v.grid_term, v.softmax), ("[R, P(sum)]", "[P(sum), R]", "[S(1), P(lse)]")),
     "R meets S": (lambda v: (v.x + v.cols, v.units * v.x, v.x + v.both), ("[R, S(1)]", "[S(1), R]", "[S(1), S(1)]")),
-    "R meets S on each axis": (lambda v: v.units + v.cols, ("[S(1), S(1)]",)),
+    "R meets S on each axis": (lambda v: v.rows + v.cols, ("[S(0), S(1)]",)),
     "a bias is aligned at the last dimension": (
         lambda v: (v.heads + cf.weight("b", (64,)).split_heads(4)[v.axis], v.cols + cf.weight("b1", (64,))),
         ("[S(1), R]", "[R, S(1)]"),
@@ -296,6 +296,12 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
         "add: the result of x[axis] [S(0), R] and the result of x[axis] [S(1), R] are sharded along different "
         "dimensions on the grid axis.\n"
         "remedy: call grid_gather on one of them.",
+    ),
+    "ranks cut what clusters cut first": (
+        lambda v: v.units + v.cols,
+        cf.errors.PlacementMismatch,
+        "add: the result of shard [R, S(1)] is cut over the ranks alone, and the result [S(1), S(1)] over the clusters first.\n"
+        "remedy: leave it whole: it is sliced like the result in passing.",
     ),
     "split of a shard": (
         lambda v: cf.split(v.cols, (32, 32), 1)[0],

@@ -104,6 +104,12 @@ def _store_rows(c: Context, p: dict[str, Any]) -> Lines:
     return lines + [f"    {workspace}[{row}] = Float32(0.0)  # for the next launch" for workspace in p["clears"]]
 
 
+def _clear(c: Context, p: dict[str, Any]) -> Lines:
+    share, (workspace,) = p["share"], p["clears"]
+    row = f"{Affine.of(**{share.symbol: share.granule})} + i"
+    return loop(rows_of(c, share.name), f"{workspace}[{row}] = Float32(0.0)  # for the next launch")
+
+
 def _store_fragment(c: Context, p: dict[str, Any]) -> Lines:
     shape = c.fragment(p["tiles"])
     start = "" if p["offset"] == Affine() else f", {p['offset']}"
@@ -112,7 +118,8 @@ def _store_fragment(c: Context, p: dict[str, Any]) -> Lines:
 
 
 def _atomic_add(c: Context, p: dict[str, Any]) -> Lines:
-    return loop(p["rows"], f"grid.add({p['workspace']}, {p['offset']} + i, {bare(element(p['tree']))})")
+    lines = loop(p["rows"], f"grid.add({p['workspace']}, {p['offset']} + i, {bare(element(p['tree']))})")
+    return ["if rank == 0:", *(f"    {line}" for line in lines)] if p["alone"] else lines
 
 
 def rounded(c: Context, dst: str, value: str) -> str:
@@ -141,8 +148,8 @@ def tiles_of(c: Context, tiles: Any) -> int | str:
 EMITTERS: dict[str, Callable[[Context, dict[str, Any]], Lines]] = {
     "fragment": _fragment, "fetch_fragment": _fetch_fragment, "slice": _slice, "mean_square": _mean_square, "argmax": _argmax,
     "index": _index, "rms": _rms, "gemv": _gemv, "sync": _sync, "finish": _finish, "concat": _concat,
-    "store_vector": _store_vector, "store_rows": _store_rows, "store_fragment": _store_fragment, "atomic_add": _atomic_add, **EXCHANGES,
-    **ATTENTION,
+    "store_vector": _store_vector, "store_rows": _store_rows, "store_fragment": _store_fragment, "clear": _clear,
+    "atomic_add": _atomic_add, **EXCHANGES, **ATTENTION,
 }  # fmt: skip
 
 

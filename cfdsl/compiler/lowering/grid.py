@@ -12,7 +12,7 @@ from cfdsl.compiler.lowering.stores import share_of, store
 from cfdsl.compiler.lowering.values import Best, Product, Shared, SharedBest, SharedTerms, Softmax, Vector
 from cfdsl.compiler.plan import Exchange
 from cfdsl.dsl.graph import Node
-from cfdsl.dsl.placement import R, Shard
+from cfdsl.dsl.placement import R, Replicate, Shard
 from cfdsl.errors import NotLowered
 
 
@@ -99,14 +99,14 @@ def lower_grid_reduce_scatter(b: Builder, node: Node) -> None:
     """Each cluster adds its terms to a zeroed workspace with atomics; one grid barrier; each CTA reads its rows and zeroes them."""
     moved = _Moved()
     for i, arg in enumerate(node.args):
-        value = b.values.get(arg)
-        if not isinstance(value, Product) or node.attr("dim") != len(arg.type.shape) - 1:
+        value, cluster = b.values.get(arg), b.placed.of(arg).cluster
+        if not isinstance(value, Product) or len(arg.type.shape) != 2 or node.attr("dim") != 1:
             raise NotLowered(op="grid_reduce_scatter", why="its argument is not a partial product", src=node.src)
         size = int(arg.type.shape[-1])
         workspace = b.workspace("ws_sum", (size,), "f32")
         b.step(
-            "atomic_add", f"{workspace}[row] += {value.expr}", reads=value.expr.buffers(), src=node.src,
-            tree=value.expr, workspace=workspace, rows=value.rows, offset=value.tiles.row0,
+            "atomic_add", f"{workspace}[row] += {value.expr}", reads=value.expr.buffers(), src=node.src, tree=value.expr,
+            workspace=workspace, rows=value.rows, offset=value.tiles.row0, alone=isinstance(cluster, Replicate),
         )  # fmt: skip
         share = share_of(b, size)
         b.values[(node, i)] = Shared(workspace, size, share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 from cfdsl.compiler.affine import Affine
@@ -31,13 +32,20 @@ def store(b: Builder, node: Node, dst: str) -> int:
     if b.spread(node):
         share = b.shares[f"rows{node.type.shape[-1]}"]
         tree = expression(b, node, Where())
-        clears = tuple(ws for ws, name in b.clears if name == share.name)
-        b.clears = [(ws, name) for ws, name in b.clears if name != share.name]
-        b.step(
-            "store_rows", f"{dst}[row] = {tree}", reads=tree.buffers(), src=node.src, tree=tree, dst=dst, share=share, clears=clears
-        )
+        b.step("store_rows", f"{dst}[row] = {tree}", reads=tree.buffers(), src=node.src, tree=tree, dst=dst, share=share, clears=())
         return share.most
     return _store_vector(b, node, dst)
+
+
+def clear_sums(b: Builder) -> None:
+    """Sums are zero again for the next launch: as the last step that reads them goes over its rows, or in a step of its own."""
+    for workspace, share in b.clears:
+        last = next((i for i in reversed(range(len(b.steps))) if workspace in b.steps[i].reads), None)
+        step = b.steps[last] if last is not None else None
+        if last is not None and step is not None and step.op == "store_rows" and step.params["share"].name == share:
+            b.steps[last] = replace(step, params={**step.params, "clears": (*step.params["clears"], workspace)})
+        else:
+            b.step("clear", f"{workspace}[row] = 0, for the next launch", share=b.shares[share], clears=(workspace,))
 
 
 def _store_vector(b: Builder, node: Node, dst: str) -> int:

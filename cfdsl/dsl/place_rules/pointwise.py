@@ -15,7 +15,7 @@ def _pointwise(site: Site) -> tuple[Placement, ...]:
         if not linear:
             site.no_partial(axes=(axis,))
         at[axis] = SUM if linear else _meet_on(site, axis)
-    return (Placement(**at),)
+    return (_nested(site, Placement(**at)),)
 
 
 def _non_linear(site: Site) -> tuple[Placement, ...]:
@@ -37,7 +37,17 @@ def _rms_norm(site: Site) -> tuple[Placement, ...]:
 
 def meet(site: Site) -> Placement:
     """Where all arguments, none of them a Partial, meet."""
-    return Placement(_meet_on(site, "grid"), _meet_on(site, "cluster"))
+    return _nested(site, Placement(_meet_on(site, "grid"), _meet_on(site, "cluster")))
+
+
+def _nested(site: Site, result: Placement) -> Placement:
+    """Along one dimension clusters come first, and ranks cut what their cluster has: what ranks alone have cut lies elsewhere."""
+    for index, placement in enumerate(site.args):
+        alone = isinstance(placement.cluster, Shard) and placement.grid == R
+        if alone and result.grid == result.cluster != R:
+            problem = f"{site.name(index)} {placement} is cut over the ranks alone, and the result {result} over the clusters first"
+            raise site.mismatch(problem, "leave it whole: it is sliced like the result in passing")
+    return result
 
 
 def _meet_on(site: Site, axis: str) -> AxisPlacement:
