@@ -88,8 +88,9 @@ def _too_large(part: Part, rows: Sequence[tuple[Refused, PlacedGraph]], sizes: M
     sums = [("ring", ring)] if rest >= ring else []
     sums += [(piece.name, piece.bytes) for piece in pieces]
     sums += [("alignment", left)] if (left := needed - sum(size for _, size in sums)) else []
-    largest = max((piece for piece in pieces if piece.node is not None), key=lambda piece: piece.bytes, default=None)
-    src = largest.node.src if largest is not None and largest.node is not None else None
+    largest = max(pieces, key=lambda piece: piece.bytes, default=None)
+    node = largest.node if largest is not None and (rest < ring or largest.bytes > ring) else None  # of the ring no line is to blame
+    src = node.src if node is not None else None
     return [SharedMemoryExceeded(needed=needed, limit=part.smem_budget(config.ctas_per_sm), breakdown=sums, src=src)]
 
 

@@ -33,6 +33,7 @@ def test_what_all_candidates_share_is_raised_in_its_own_class_with_the_line() ->
     total = 12 * 32768 + fixed_smem(cf.place(LLAMA, cf.Mesh(32, 4)), Config(32, 4, 12))
     assert memory.message.startswith(f"a CTA needs {total:,} bytes of shared memory, the limit is 232,448: ring 393,216 + terms of ")
     assert memory.message.endswith(f" = {total:,}.")
+    assert memory.src is None  # it is the ring that was given
 
 
 def test_of_several_that_do_not_fit_the_one_that_lacks_least_is_told() -> None:

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-
 import pytest
 
 import cfdsl as cf
-from cfdsl.dsl.trace import UnusedArgument
-
-
-@pytest.fixture(autouse=True)
-def _specs_hold_more_than_they_use() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnusedArgument)
-        yield
 
 
 @cf.fusion

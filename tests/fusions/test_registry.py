@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 import fusions
+from cfdsl.dsl.trace import UnusedArgument
+from cfdsl.errors import TraceError
 
 
 def test_names_and_find() -> None:
@@ -16,6 +21,15 @@ def test_names_and_find() -> None:
         found = fusions.find(name)
         assert (found.name, found.has_reference, found.has_example_inputs) == (name, True, True)
         assert found.doc
+
+
+def test_every_dataflow_needs_all_that_it_declares() -> None:
+    for name in fusions.names():
+        found = fusions.find(name)
+        for values in itertools.product(*(found.choices.get(option, (default,)) for option, default in found.options.items())):
+            with warnings.catch_warnings(), contextlib.suppress(TraceError):  # some dataflows do not go together
+                warnings.simplefilter("error", UnusedArgument)
+                found.trace("llama-3.1-8b", **dict(zip(found.options, values)))
 
 
 def test_unknown_name_lists_the_known() -> None:
