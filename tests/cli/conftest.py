@@ -16,6 +16,9 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of compiled kernels."""
+    """An empty cache of compiled kernels, for a process that has made none."""
+    from cfdsl.runtime import build
+
+    monkeypatch.setattr(build, "_kernels", {})
     monkeypatch.setenv("CFDSL_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
