@@ -59,7 +59,7 @@ def lowered_record(request: Request, lowered: Lowered) -> dict[str, Any]:
         "graph": graph_record(lowered.placed),
         "config": config_record(lowered.config, lowered.plan),
         "choice": choice_record(lowered.choice.rows, request.overrides),
-        "traffic": traffic_record(count_traffic(lowered.placed, sizes), lowered.choice, request.part),
+        "traffic": traffic_record(count_traffic(lowered.placed, sizes), lowered.plan, lowered.choice, request.part),
     }
 
 

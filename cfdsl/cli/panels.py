@@ -127,8 +127,10 @@ def traffic_panel(record: dict[str, Any], kv_len: int | None) -> Panel:
         "loads of all CTAs, via L2", size(record["l2_bytes"]), f"{percent(record['l2_bytes'], record['hbm_bytes'])} of the above"
     )
     for scope, name, key in (("cluster", "cluster exchanges, DSMEM", "dsmem_bytes"), ("grid", "grid exchanges, via L2", "grid_bytes")):
-        rows = ", ".join(f"{row['op']} {size(row['bytes'])}" for row in record["exchanges"] if row["scope"] == scope)
-        bytes_.add_row(name, size(record[key]), rows, style=EXCHANGE[scope])
+        calls: dict[tuple[str, str], int] = {}  # of a call, all rounds together
+        for row in (row for row in record["exchanges"] if row["scope"] == scope):
+            calls[row["op"], row["line"]] = calls.get((row["op"], row["line"]), 0) + row["bytes"]
+        bytes_.add_row(name, size(record[key]), ", ".join(f"{op} {size(n)}" for (op, _), n in calls.items()), style=EXCHANGE[scope])
     memory = f"memory's time [bold]{record['memory_us']:.1f} us[/bold] at {trim(record['hbm_gbps'])} GB/s"
     estimate = record["estimate_us"]
     if estimate:

@@ -12,7 +12,7 @@ from cfdsl.cli.request import Request
 from cfdsl.cli.units import plural
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import RESOLUTION, RESOLUTION_US, near
-from cfdsl.compiler.plan import KernelPlan
+from cfdsl.compiler.plan import Exchange, KernelPlan
 
 if TYPE_CHECKING:
     from cfdsl.compiler.cost import Candidate, Choice
@@ -144,8 +144,14 @@ def refusals(refused: list[dict[str, Any]]) -> list[tuple[str, int]]:
     return Counter(kind for row in refused for kind in {reason.split(":")[0] for reason in row["refused"]}).most_common()
 
 
-def traffic_record(traffic: Traffic, choice: Choice, part: Part) -> dict[str, Any]:
-    """Bytes of one launch by scope; the memory's time on the part; the estimate of the chosen config."""
+def exchange_record(exchange: Exchange) -> dict[str, Any]:
+    """One exchange of a plan, or one round of it: the call that it is of, and its bytes over the launch."""
+    op, _, _ = exchange.name.partition(":")
+    return {"op": op, "does": exchange.op, "scope": exchange.scope, "bytes": exchange.total, "line": str(exchange.src)}
+
+
+def traffic_record(traffic: Traffic, plan: KernelPlan, choice: Choice, part: Part) -> dict[str, Any]:
+    """Bytes of one launch by scope, those of exchanges as planned; the memory's time on the part; the estimate of the chosen config."""
     chosen = next((row for row in choice.rows if row.chosen), None)
     estimate = candidate_record(chosen) if chosen is not None else {}
     return {
@@ -156,9 +162,9 @@ def traffic_record(traffic: Traffic, choice: Choice, part: Part) -> dict[str, An
         "inputs": traffic.inputs,
         "outputs": traffic.outputs,
         "l2_bytes": traffic.l2_bytes,
-        "dsmem_bytes": traffic.dsmem_bytes,
-        "grid_bytes": traffic.grid_bytes,
-        "exchanges": [{"op": row.op, "scope": row.scope, "bytes": row.bytes, "line": str(row.src)} for row in traffic.exchanges],
+        "dsmem_bytes": sum(exchange.total for exchange in plan.exchanges if exchange.scope == "cluster"),
+        "grid_bytes": sum(exchange.total for exchange in plan.exchanges if exchange.scope == "grid"),
+        "exchanges": [exchange_record(exchange) for exchange in plan.exchanges],
         "memory_us": traffic.hbm_bytes / part.hbm_gbps / 1e3,
         "hbm_gbps": part.hbm_gbps,
         "estimate_us": {name: estimate[name] for name in TIMES} if estimate else {},

@@ -47,6 +47,10 @@ def exchange_records(plan: KernelPlan) -> Found:
         if exchange.received_bytes != armed.get(exchange.barrier):
             got = f"{exchange.received_bytes} bytes, {exchange.barrier} is armed with {armed.get(exchange.barrier)}"
             yield PlanError(what=f"{exchange.name} gets other bytes than its barrier counts", sum=got, src=exchange.src)
+        ranks = plan.mesh.ranks  # who all send alike
+        if exchange.algorithm == "push" and exchange.sent_bytes * ranks != exchange.received_bytes * (ranks - 1):
+            sent = f"{exchange.sent_bytes} to {ranks - 1} peers, of whom each gets {exchange.received_bytes} from {ranks} ranks"
+            yield PlanError(what=f"{exchange.name} sends other bytes than it gets", sum=sent, src=exchange.src)
 
 
 def pushed_bytes(step: Step, ranks: int) -> int:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from cfdsl.compiler.affine import Affine
-from cfdsl.compiler.expr import Expr
-from cfdsl.compiler.geometry import Share
+from cfdsl.compiler.accesses import accesses
 from cfdsl.compiler.plan import KernelPlan, Step
 from cfdsl.errors import CfdslError, PlanError
 
@@ -20,12 +18,12 @@ def vectors(plan: KernelPlan) -> Found:
     """Elementwise reads and stores stay within their argument."""
     sizes = {arg.name: prod(dim for dim in arg.shape if isinstance(dim, int)) for arg in plan.args}
     for step in plan.steps:
-        for name, offset, last in _accesses(step):
-            ends = [offset.at(at) + last(cta) for at, cta in zip(corners(plan), _corner_ctas(plan), strict=True)]
-            starts = [offset.at(at) for at in corners(plan)]
-            if min(starts) < 0 or max(ends) > sizes[name]:
-                total = f"elements {min(starts)} to {max(ends)} of {sizes[name]}"
-                yield PlanError(what=f"{name} is used past its end in {step.op}", sum=total, src=step.src)
+        for access in accesses(plan, step):
+            starts = [access.offset.at(at) for at in corners(plan)]
+            ends = [start + access.reach(cta) for start, cta in zip(starts, _corner_ctas(plan), strict=True)]
+            if min(starts) < 0 or max(ends) > sizes[access.name]:
+                total = f"elements {min(starts)} to {max(ends)} of {sizes[access.name]}"
+                yield PlanError(what=f"{access.name} is used past its end in {step.op}", sum=total, src=step.src)
 
 
 def fragments(plan: KernelPlan) -> Found:
@@ -44,56 +42,6 @@ def fragments(plan: KernelPlan) -> Found:
             if aligned.get(name, COPY_BYTES) % COPY_BYTES:
                 total = f"{aligned[name]} bytes, not {COPY_BYTES}"
                 yield PlanError(what=f"a fragment is read from or written to {name}, which is aligned to less", sum=total, src=step.src)
-
-
-class _Span:
-    """How far from its offset an access reaches: the same for all CTAs, or by a CTA's share of rows."""
-
-    def __init__(self, n: int, block: int = 0, stride: int = 0, share: Share | None = None) -> None:
-        self.n, self.block, self.stride, self.share = n, block, stride, share
-
-    def __call__(self, cta: int) -> int:
-        n = self.n if self.share is None else count(self.share, cta)
-        return (n - 1) // self.block * self.stride + (n - 1) % self.block + 1 if self.block and n else n
-
-
-def _accesses(step: Step) -> Iterator[tuple[str, Affine, _Span]]:
-    """(argument, offset, reach) of everything in global memory that a step reads or writes elementwise."""
-    p = step.params
-    share: Share | None = p.get("share")
-    n = p["tiles"].cols if "tiles" in p else p.get("rows", p.get("n", 0))
-    tree: Expr | None = p.get("tree")
-    for leaf in tree.walk() if tree is not None else ():
-        if leaf.kind == "leaf":
-            yield leaf.name, leaf.offset, _Span(n, leaf.block, leaf.stride, share)
-        if leaf.kind == "terms":
-            splits, heads, dim = leaf.terms
-            yield leaf.name, Affine(), _Span(splits * heads * dim)
-            yield leaf.args[0].name, Affine(), _Span(splits * heads * 2)
-    for part, _, size in p.get("parts", ()):
-        for leaf in part.walk():
-            if leaf.kind == "leaf":
-                yield leaf.name, leaf.offset, _Span(size, leaf.block, leaf.stride)
-    if step.op == "store_terms":
-        heads, block, dim, row = p["heads"], p["block"], p["dim"], p["all_heads"]
-        yield p["outs"], p["head0"].times(dim) + Affine.of(split=row * dim, rank=block), _Span(heads * block, block, dim)
-        yield p["stats"], p["head0"].times(2) + Affine.of(split=row * 2), _Span(heads * 2)
-    if step.op == "terms_push":
-        yield p["outs"], Affine(), _Span(p["splits"] * p["heads"] * p["dim"])
-        yield p["stats"], Affine(), _Span(p["splits"] * p["heads"] * 2)
-    if step.op == "store_vector":
-        yield p["dst"], p["offset"], _Span(n, p["block"], p["stride"])
-    if step.op == "store_fragment":
-        yield p["dst"], p["offset"], _Span(n)
-    if step.op == "index":
-        yield p["token"], p["at"], _Span(1)
-    if step.op == "store_index":
-        yield p["dst"], Affine(), _Span(1)
-    if step.op in ("atomic_add", "fetch"):
-        yield p["workspace"], p["offset"], _Span(n)
-    if share is not None and step.op in ("store_rows", "clear"):
-        for name in (*((p["dst"],) if "dst" in p else ()), *p["clears"]):
-            yield name, Affine.of(**{share.symbol: share.granule}), _Span(0, share=share)
 
 
 def shares_cover(plan: KernelPlan) -> Found:
@@ -166,9 +114,3 @@ def _corner_ctas(plan: KernelPlan) -> list[int]:
 def _outermost(plan: KernelPlan) -> list[int]:
     ctas, ranks = plan.mesh.ctas, plan.mesh.ranks
     return [0, ranks - 1, ctas - ranks, ctas - 1]
-
-
-def count(share: Share, cta: int) -> int:
-    """Rows that a CTA has of a partition."""
-    first, last = share.bounds(cta)
-    return last - first

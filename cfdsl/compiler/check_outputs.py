@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from cfdsl.compiler.plan import KernelPlan, Step
+from cfdsl.compiler.accesses import WRITE, Run, accesses
+from cfdsl.compiler.plan import KernelPlan
 from cfdsl.errors import CfdslError, PlanError
 
 Found = Iterator[CfdslError]
-Run = tuple[int, int]  # elements [first, last) of a vector
 
 
 def stored_whole(plan: KernelPlan) -> Found:
@@ -18,9 +18,11 @@ def stored_whole(plan: KernelPlan) -> Found:
     runs: dict[str, list[Run]] = {arg.name: [] for arg in plan.args if arg.role == "output"}
     sources = {}
     for step in plan.steps:
-        for name, run in _written(plan, step):
-            runs.setdefault(name, []).append(run)
-            sources[name] = step.src
+        for access in accesses(plan, step):
+            if access.kind == WRITE:
+                doers = (cta for cta in range(plan.mesh.ctas) if access.done_by(plan.coordinates(cta)))
+                runs.setdefault(access.name, []).extend(run for cta in doers for run in access.runs(plan, cta))
+                sources[access.name] = step.src
     for name, found in runs.items():
         reached = 0
         for first, last in sorted(found):
@@ -44,20 +46,3 @@ def terms_once(plan: KernelPlan) -> Found:
             if starts != list(range(0, sizes[name], n)) or n * len(starts) != sizes[name]:
                 total = f"{len(starts)} x {n} elements of {sizes[name]}, by cluster {cluster}"
                 yield PlanError(what=f"{name} does not get every term once", sum=total, src=step.src)
-
-
-def _written(plan: KernelPlan, step: Step) -> Iterator[tuple[str, Run]]:
-    """(vector in global memory, the elements) that each CTA writes of it."""
-    p = step.params
-    if step.op == "store_index":
-        yield p["dst"], (0, 1)
-    if step.op == "store_rows":
-        yield from ((p["dst"], p["share"].bounds(cta)) for cta in range(plan.mesh.ctas))
-    if step.op in ("store_vector", "store_fragment"):
-        n = p["tiles"].cols if "tiles" in p else p["n"]
-        block, stride = p.get("block") or n, p.get("stride", n)
-        for cta in range(plan.mesh.ctas):
-            at = plan.coordinates(cta)
-            if not (p["alone"] and at["rank"]) and not (p.get("everywhere") and at["cluster"]):
-                starts = [p["offset"].at(at) + i // block * stride for i in range(0, n, block)]
-                yield from ((p["dst"], (start, start + block)) for start in starts)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from cfdsl.compiler.check_memory import COPY_BYTES, corners, count
+from cfdsl.compiler.accesses import rows_of
+from cfdsl.compiler.check_memory import COPY_BYTES, corners
 from cfdsl.compiler.geometry import RowTiles
 from cfdsl.compiler.plan import KernelPlan, Step
 from cfdsl.dsl.graph import ITEMSIZE
@@ -39,7 +40,7 @@ def _rows(plan: KernelPlan, tiles: RowTiles) -> tuple[int, int]:
     starts = [tiles.row0.at(at) for at in corners(plan)]
     if tiles.share is not None:
         share = next(share for share in plan.shares if share.name == tiles.share)
-        return min(starts), max(starts) + max(count(share, cta) for cta in (0, share.ctas - 1))
+        return min(starts), max(starts) + max(rows_of(share, cta) for cta in (0, share.ctas - 1))
     run = tiles.run
     span = (run // tiles.block_rows - 1) * tiles.block_stride + tiles.block_rows if tiles.block_rows else run
     return min(starts), max(starts) + span

@@ -130,7 +130,7 @@ class Barrier:
 
 @dataclass(frozen=True)
 class Exchange:
-    """One collective. Per rank: `sent_bytes` to each peer it sends to, `received_bytes` in all, on `barrier`."""
+    """One collective, or one round of it. Bytes are those of one rank, over the grid of the busiest (see `moved`)."""
 
     name: str
     scope: str  # "cluster" | "grid"
@@ -144,6 +144,7 @@ class Exchange:
     barrier: str | None
     step: int
     src: Src | None = None
+    total: int = 0  # bytes of the launch: pushed to peers (cluster), or written to and read from global memory (grid)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from cfdsl.compiler.lowering.multicast import gather_shared
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
 from cfdsl.compiler.lowering.stores import clear_sums, share_of, store
 from cfdsl.compiler.lowering.values import stored
+from cfdsl.compiler.moved import with_counted
 from cfdsl.compiler.plan import TRACE_ARG, Arg, Barrier, Buffer, KernelPlan, Ring, Step
 from cfdsl.compiler.signature import signature
 from cfdsl.dsl.graph import ITEMSIZE, Node
@@ -40,12 +41,12 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
     fetch_ahead(b)
     ring = _ring(b) if b.streams else None
     buffers, barriers, total = _allocate(b, ring)
-    return KernelPlan(
+    return with_counted(KernelPlan(
         name=placed.graph.name, model=model, dtype=placed.graph.dtype, mesh=placed.mesh, config=config, args=_args(b),
         ring=ring, streams=tuple(b.streams), buffers=buffers, barriers=barriers, steps=tuple(b.steps),
         exchanges=tuple(b.exchanges), smem_bytes=total, needs_residency=any(step.op == "grid_barrier" for step in b.steps),
         shares=tuple(b.shares.values()), slices=tuple(sorted(b.slices)),
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def _lower_nodes(b: Builder, refused: list[CfdslError]) -> None:

@@ -11,6 +11,7 @@ from cfdsl.compiler.geometry import token_groups
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.shared_inputs import shared_inputs
 from cfdsl.compiler.traffic import local_elements, size_of
+from cfdsl.dsl.exchange import in_two_rounds
 from cfdsl.dsl.graph import Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.place_rules.site import over_all_ctas
@@ -51,7 +52,7 @@ def smem_pieces(placed: PlacedGraph, config: Config, sizes: Mapping[str, int]) -
         elif node.is_collective:
             phases.append([])
             if node.op.startswith("cluster"):
-                kept.append(Piece(node.op, sum(_box(placed, node, arg, sizes) for arg in node.args), node))
+                kept.append(Piece(node.op, _boxes(placed, node, sizes), node))
     barriers = BARRIER_BYTES * (config.stages + sum(node.is_collective for node in placed.graph.nodes))
     kept.append(Piece("barriers and scratch", barriers + 4 * config.warps))
     if config.multicast:
@@ -70,14 +71,19 @@ def _attend_terms(node: Node, config: Config) -> int:
     return 4 * max(1, token_groups(group, config.warps)) * group * (dim + 2)
 
 
-def _box(placed: PlacedGraph, node: Node, arg: Node, sizes: Mapping[str, int]) -> int:
-    """What lands in a rank: the whole value of a gather, all terms of an all-reduce and their sum, a slice of each for a scatter."""
-    at = placed.placements[arg][0]
-    shape = arg.types[0].shape
-    whole = 4 * local_elements(shape, Placement(at.grid, R), placed.mesh, sizes)
-    landed = whole * placed.mesh.ranks + whole if node.op == "cluster_reduce" else whole
-    if isinstance(at.cluster, Partial) and at.cluster.op is ReduceOp.LSE:
-        landed += 8 * placed.mesh.ranks * local_elements(shape[:-1], Placement(at.grid, R), placed.mesh, sizes)  # (max, sum) of each head
+def _boxes(placed: PlacedGraph, node: Node, sizes: Mapping[str, int]) -> int:
+    """What lands in a rank: of a gather values, of a scatter a slice of each term, of an all-reduce both, or all terms beside their sum."""
+    ranks, landed, held = placed.mesh.ranks, 0, []
+    for arg in node.args:
+        at, shape = placed.placements[arg][0], arg.types[0].shape
+        whole = local_elements(shape, Placement(at.grid, R), placed.mesh, sizes)
+        held.append(whole)
+        landed += 4 * whole
+        if isinstance(at.cluster, Partial) and at.cluster.op is ReduceOp.LSE:
+            landed += 8 * ranks * local_elements(shape[:-1], Placement(at.grid, R), placed.mesh, sizes)  # (max, sum) of each head
+    softmax = any(placed.placements[arg][0].cluster == Partial(ReduceOp.LSE) for arg in node.args)
+    if node.op == "cluster_reduce":
+        landed += 4 * sum(held) * (1 if softmax or in_two_rounds(held, ranks) else ranks)
     return landed
 
 

@@ -6,116 +6,22 @@ Bytes are those of the busiest CTA, and the unique ones of the whole launch; the
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from math import ceil, prod
 
-from cfdsl.dsl.graph import GRID_COLLECTIVES, ITEMSIZE, VIEWS, Dim, Graph, Node
+from cfdsl.compiler.moves import DEFAULT_SIZES, POINTWISE, Load, Pause, Traffic, local_elements, size_of, slice_read
+from cfdsl.compiler.pauses import Pauses, heads_of
+from cfdsl.dsl.graph import ITEMSIZE, VIEWS, Graph, Node
 from cfdsl.dsl.place import PlacedGraph
-from cfdsl.dsl.place_rules.site import over_all_ctas
-from cfdsl.dsl.placement import AxisPlacement, Mesh, Partial, Placement, R, ReduceOp, Shard
+from cfdsl.dsl.placement import Shard
 
-DEFAULT_SIZES: Mapping[str, int] = {"tokens": 4096}
-POINTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm")
-
-
-@dataclass(frozen=True)
-class Load:
-    """Bytes that come from global memory. `cta`: of the busiest CTA; `unique`: of the launch, each byte once; `streamed`: by the ring.
-
-    `asked`: what the CTA itself asks the L2 for, where a multicast of its peers delivers the rest; None: all of it.
-    `copies`: how many CTAs load each byte; all but one find it in the L2.
-    """
-
-    name: str
-    cta: int
-    unique: int
-    streamed: bool = True
-    asked: int | None = None
-    copies: int = 1
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Something that consumers do while they eat no tile.
-
-    kind      block (a sum over the CTA's warps), round (read what others wrote), cluster or grid (a collective), multicast (inputs that
-              ranks ask for in parts)
-    payload   cluster: bytes a rank pushes to its peers; grid: bytes a CTA writes and reads back
-    heads     block: heads of the cluster, each of which is a pass over terms
-    """
-
-    kind: str
-    what: str
-    payload: int = 0
-    heads: int = 1
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Events of the busiest CTA in program order, and sums over the launch."""
-
-    events: tuple[Load | Pause, ...]
-    mesh: Mesh
-    written: int
-
-    @cached_property
-    def loads(self) -> tuple[Load, ...]:
-        return tuple(event for event in self.events if isinstance(event, Load))
-
-    @cached_property
-    def unique_bytes(self) -> int:
-        """Bytes that device memory must move once: weights, caches, inputs, outputs."""
-        return sum(load.unique for load in self.loads) + self.written
-
-    @cached_property
-    def cta_bytes(self) -> int:
-        """Bytes that the busiest CTA takes in."""
-        return sum(load.cta for load in self.loads)
-
-    @cached_property
-    def repeated_bytes(self) -> float:
-        """Those of them that another CTA loads from memory."""
-        return sum(load.cta * (1 - 1 / load.copies) for load in self.loads)
-
-    @property
-    def l2_bytes(self) -> int:
-        """Bytes that all CTAs together ask the L2 for, repeats counted."""
-        return sum(load.cta if load.asked is None else load.asked for load in self.loads) * self.mesh.ctas
-
-    @property
-    def streams(self) -> bool:
-        """Whether there is a load stream for a ring to hold."""
-        return any(load.streamed for load in self.loads)
-
-    @property
-    def waits_for_grid(self) -> bool:
-        """Whether all clusters must run at once: the graph has a grid collective."""
-        return any(isinstance(event, Pause) and event.kind == "grid" for event in self.events)
-
-    @property
-    def dsmem_bytes(self) -> int:
-        """Bytes pushed between the CTAs of clusters."""
-        return sum(event.payload for event in self.events if isinstance(event, Pause) and event.kind == "cluster") * self.mesh.ctas
-
-
-def size_of(dim: Dim, sizes: Mapping[str, int]) -> int:
-    """A dimension's size; a symbol without one counts as 1 (a table of which a call reads one row)."""
-    return dim if isinstance(dim, int) else sizes.get(dim, DEFAULT_SIZES.get(dim, 1))
+__all__ = [
+    "DEFAULT_SIZES", "POINTWISE", "Load", "Pause", "Traffic", "is_block", "leaf_of", "local_elements", "size_of", "streams", "traffic",
+]  # fmt: skip
 
 
 def streams(graph: Graph) -> bool:
     """Whether the graph has weights or a cache to stream: without, its kernel has no ring."""
     return any(node.op in ("linear", "attend") for node in graph.nodes)
-
-
-def local_elements(shape: tuple[Dim, ...], placement: Placement, mesh: Mesh, sizes: Mapping[str, int], over_all: bool = False) -> int:
-    """Elements of the largest slice that a CTA holds. over_all: the grid's slices go to all clusters, and not to groups of splits."""
-    extent = [size_of(dim, sizes) for dim in shape]
-    for axis, holders in ((placement.grid, mesh.clusters if over_all else mesh.groups), (placement.cluster, mesh.ranks)):
-        if isinstance(axis, Shard):
-            extent[axis.dim] = ceil(extent[axis.dim] / holders)
-    return prod(extent)
 
 
 def traffic(
@@ -140,6 +46,7 @@ class _Walk:
         for node in placed.graph.nodes:
             for arg in node.args:
                 self.users.setdefault(arg, []).append(node)
+        self.pauses = Pauses(placed, sizes, self.users)
 
     def whole(self, node: Node) -> int:
         return prod(size_of(dim, self.sizes) for dim in node.type.shape)
@@ -159,15 +66,10 @@ class _Walk:
         elif node.op in ("rope", "mean_square", "argmax") or (node.op == "rms_norm" and len(node.args) == 2):
             self.events.append(Pause("block", node.op, heads=self._heads(node)))
         elif node.is_collective:
-            self._collective(node)
+            self.events += self.pauses.of(node)
 
     def _heads(self, node: Node) -> int:
-        """Heads (dimension 1 of three) of a value that a cluster has."""
-        shape = node.types[0].shape
-        return local_elements(shape[1:2], self._grid_only(node), self.mesh, self.sizes) if len(shape) == 3 else 1
-
-    def _grid_only(self, node: Node) -> Placement:
-        return Placement(Shard(0) if self.placed.placements[node][0].grid == Shard(1) else R)
+        return heads_of(self.placed, node, self.sizes)
 
     def _joins_last_product(self, x: Node) -> int:
         """Products of one vector (q, k, v) follow each other without a pause: their sums are waited for together. Heads so far."""
@@ -222,7 +124,7 @@ class _Walk:
         users = self.users.get(leaf, [])
         if any(user.op == "linear" and leaf_of(user.args[1]) is leaf for user in self._readers(leaf)):
             return
-        held, whole = max((self._slice_read(leaf, user) for user in users), default=0), self.whole(leaf)
+        held, whole = max((slice_read(self.placed, leaf, user, self.sizes) for user in users), default=0), self.whole(leaf)
         if users and all(user.op == "rope" and leaf in user.args[1:3] for user in users):  # a table: one row per sequence is read
             held = whole = size_of(users[0].type.shape[0], self.sizes) * size_of(leaf.type.shape[-1], self.sizes)
         if users and all(user.op == "embedding" and leaf is user.args[1] for user in users):  # likewise
@@ -242,49 +144,9 @@ class _Walk:
             found += self._readers(user) if user.op in VIEWS else [user]
         return found
 
-    def _slice_read(self, leaf: Node, user: Node) -> int:
-        at = self.placed.of(user) if user.op in (*POINTWISE, "slice_grid", "slice_cluster") else Placement()
-        lead = len(user.types[0].shape) - len(leaf.type.shape)  # a 1-D weight lies along the last dimension
-
-        def moved(axis: AxisPlacement) -> AxisPlacement:
-            sliced = isinstance(axis, Shard) and axis.dim >= lead and leaf.type.shape[axis.dim - lead] != 1
-            return Shard(axis.dim - lead) if isinstance(axis, Shard) and sliced else R
-
-        return local_elements(leaf.type.shape, Placement(moved(at.grid), moved(at.cluster)), self.mesh, self.sizes)
-
-    def _collective(self, node: Node) -> None:
-        at = [self.placed.placements[arg][0] for arg in node.args]
-        shapes = [arg.types[0].shape for arg in node.args]
-        held = sum(4 * local_elements(arg.types[0].shape, placement, self.mesh, self.sizes, over_all_ctas(arg))
-                   for arg, placement in zip(node.args, at))  # fmt: skip
-        if node.op in GRID_COLLECTIVES:
-            self.events.append(Pause("grid", node.op, held + sum(self._read_back(*value) for value in zip(shapes, at))))
-            return
-        pushed = _pushed(node.op, held, self.mesh.ranks)
-        for shape, placement in zip(shapes, at):
-            if isinstance(placement.cluster, Partial) and placement.cluster.op is ReduceOp.LSE:  # everybody needs all (max, sum)
-                pushed += 8 * local_elements(shape[:-1], placement, self.mesh, self.sizes) * (self.mesh.ranks - 1)
-        self.events.append(Pause("cluster", node.op, pushed))
-        heads = max(self._heads(arg) for arg in node.args)
-        self.events.append(Pause("block", node.op, heads=heads))  # the terms are put together, then everybody may read
-
-    def _read_back(self, shape: tuple[Dim, ...], at: Placement) -> int:
-        """Bytes that every CTA reads of one value of a grid collective; of an open softmax all splits' o, and m and l of each head."""
-        whole = prod(size_of(dim, self.sizes) for dim in shape)
-        if isinstance(at.split, Partial):
-            return 4 * self.mesh.splits * (whole + 2 * whole // size_of(shape[-1], self.sizes))
-        return 4 * whole
-
-
 def is_block(event: Load | Pause, what: str) -> bool:
     """Whether an event is the pause of a sum over warps in `what`."""
     return isinstance(event, Pause) and event.kind == "block" and event.what == what
-
-
-def _pushed(op: str, held: int, ranks: int) -> int:
-    """Bytes a rank pushes: what it holds to each peer, or (scatter) to each peer its part of it."""
-    to_all = held * (ranks - 1)
-    return to_all // ranks if op == "cluster_reduce_scatter" else to_all
 
 
 def leaf_of(node: Node) -> Node:

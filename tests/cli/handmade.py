@@ -98,7 +98,7 @@ def placed(ranks: int = 2) -> HandPlaced:
 
 def plan(ranks: int = 2) -> KernelPlan:
     """The plan that belongs to `placed(ranks)`; its arithmetic is right for any power of two up to 16."""
-    rows, ring = 128 // ranks, Ring(6, 16384)
+    rows, ring, ctas = 128 // ranks, Ring(6, 16384), 32 * ranks
     at = ring.bytes
     qkv = [Stream(f"w{name}", (f"w{name}",), 2, 2, 4096, rows // 2, True, 1, rows, 0, 4096) for name in "qkv"]
     kv = Stream("kv", ("cache_k", "cache_v"), 2, 32, 128, None, True, 1)
@@ -121,10 +121,14 @@ def plan(ranks: int = 2) -> KernelPlan:
         Barrier("o_ready", "exchange", 1, out, top + 104),
     )
     gather = Exchange(
-        "gather_qkv", "cluster", "gather", None, "push", ("q", "k", "v"), tx // ranks, tx // ranks * (ranks - 1), tx, "qkv_ready", 4
+        "gather_qkv", "cluster", "gather", None, "push", ("q", "k", "v"), tx // ranks, tx // ranks * (ranks - 1), tx, "qkv_ready", 4,
+        total=tx // ranks * (ranks - 1) * ctas,
+    )  # fmt: skip
+    sent, wrote = out - out // ranks, 512 // ranks
+    reduce = Exchange("reduce_o", "cluster", "reduce_scatter", "lse", "push", ("o",), out, sent, out, "o_ready", 8, total=sent * ctas)
+    grid = Exchange(
+        "gather_o", "grid", "gather", None, "grid_barrier", ("o",), wrote, wrote, 16384, None, 10, total=(wrote + 16384) * ctas
     )
-    reduce = Exchange("reduce_o", "cluster", "reduce_scatter", "lse", "push", ("o",), out, out - out // ranks, out, "o_ready", 8)
-    grid = Exchange("gather_o", "grid", "gather", None, "grid_barrier", ("o",), 512 // ranks, 512 // ranks, 16384, None, 10)
     steps = (
         Step("norm", "h = x + residual; n = rms_norm(h)", "xn"),
         *(Step("gemv", f"{name} = linear(n, w{name})", "part", (), {"stream": index}) for index, name in enumerate("qkv")),

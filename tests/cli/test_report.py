@@ -8,6 +8,7 @@ from rich.console import Console
 
 from cfdsl.cli.panels import candidates, config_panel, graph_panel
 from cfdsl.cli.report import candidate_record, choice_record, config_record, graph_record, refusals, traffic_record, why
+from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import choose
 from cfdsl.compiler.parts import H100_SXM
 from cfdsl.compiler.schedule import schedule
@@ -102,11 +103,18 @@ def test_splits_are_told_in_json_and_on_the_screen() -> None:
 
 def test_traffic_of_llama_2_7b_by_hand() -> None:
     graph = attention_block.trace("llama-2-7b")
-    placed = place(graph, Mesh(32, 2))
+    placed = place(graph, Mesh(64, 2, 2))
     traffic = count_traffic(placed, {"tokens": 4097, "positions": 4097, "length": 4096})
-    record = traffic_record(traffic, choose(graph, H100_SXM), H100_SXM)
+    plan = schedule(placed, Config(clusters=64, cluster_size=2, splits=2, stages=4))
+    record = traffic_record(traffic, plan, choose(graph, H100_SXM), H100_SXM)
     assert record["weights"] == 4 * 4096 * 4096 * 2 + 4096 * 2
     assert record["kv_read"] == 2 * 32 * 4096 * 128 * 2
     assert record["kv_write"] == 2 * 32 * 128 * 2
     assert record["memory_us"] == pytest.approx(record["hbm_bytes"] / 3150e3)
-    assert record["dsmem_bytes"] == sum(exchange["bytes"] for exchange in record["exchanges"] if exchange["scope"] == "cluster") > 0
+    # a half of each of 64 heads' outputs and its (m, l), between 2 ranks
+    assert record["dsmem_bytes"] == traffic.dsmem_bytes == 64 * 2 * (64 + 2) * 4
+    # q, k, v: written once, a head of each read by 128 CTAs; two splits' terms of 32 heads: written once, read by all
+    assert record["grid_bytes"] == traffic.grid_bytes == 3 * (4096 + 128 * 128) * 4 + 2 * 32 * 130 * 4 * (1 + 128)
+    assert [(exchange["op"], exchange["does"]) for exchange in record["exchanges"]] == [
+        ("grid_gather", "gather"), ("cluster_reduce_scatter", "reduce_scatter"), ("grid_reduce", "reduce"),
+    ]  # fmt: skip

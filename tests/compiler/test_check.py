@@ -136,6 +136,10 @@ BUGS: dict[str, tuple[KernelPlan, str, str]] = {
         with_exchange(GOOD, 0, received_bytes=1), "exchange_records",
         "cluster_gather:q,k,v gets other bytes than its barrier counts: 1 bytes, mb_gather is armed with 1536",
     ),
+    "a record of half of what is sent": (
+        with_exchange(GOOD, 0, sent_bytes=576), "exchange_records",
+        "cluster_gather:q,k,v sends other bytes than it gets: 576 to 3 peers, of whom each gets 1536 from 4 ranks",
+    ),
     "no rendezvous": (
         without(GOOD, 15), "rendezvous", "a push before the cluster's rendezvous: step 16: wq_slice -> q, pushed to every rank",
     ),
@@ -219,8 +223,7 @@ BUGS: dict[str, tuple[KernelPlan, str, str]] = {
         "of the vector (4096, 1, 8)",
     ),
     "an output that is not stored": (
-        with_params(JOINED, step_of(JOINED, "store_rows"), share=Share("rows64", 64, 8, 16)), "stored_whole",
-        "y is not stored whole: element 32 of 64 is missing",
+        without(JOINED, step_of(JOINED, "store_rows")), "stored_whole", "y is not stored whole: element 0 of 64 is missing",
     ),
     "a term that every rank adds": (
         with_params(PAPER, 44, offset=Affine()), "terms_once",
@@ -255,7 +258,7 @@ BUGS: dict[str, tuple[KernelPlan, str, str]] = {
     ),
     "pushed terms read past the end": (
         with_params(SPREAD, step_of(SPREAD, "terms_push"), dim=192), "vectors",
-        "ws_terms is used past its end in terms_push: elements 0 to 18432 of 12288",
+        "ws_terms is used past its end in terms_push: elements 0 to 16384 of 12288",
     ),
     "terms pushed where others may still read": (
         with_buffer(SPREAD, PUSHED.name, first=PUSHED.first + 1), "landing_places",

@@ -308,8 +308,9 @@ def test_bytes_of_splits() -> None:
     assert [load[name].copies for name in ("cache", "wq", "wo")] == [1, 1, 1]
     assert found.unique_bytes == traffic(place(GROUPED, Mesh(8, 2)), {"tokens": 4096}).unique_bytes
     gather, reduce = (event.payload for event in found.events if isinstance(event, Pause) and event.kind == "grid")
-    assert gather == 4 * (4096 + 2 * 1024) + 4 * (32 + 2 * 8)
-    assert reduce == 8 * (4096 + 2 * 32) * 4 + 4 * 4 * 64  # 8 splits of o, m and l; written: 64 dims of each of 4 heads
+    assert gather == 4 * (32 + 2 * 8) + 4 * (4 + 1 + 1) * 128  # rows stored; a group's 4 query heads, keys and values read
+    # written: 64 dims of each of 4 heads, and their m and l; read: a half of 8 splits' terms, which a rank combines for its peer too
+    assert reduce == 4 * (4 * 64 + 2 * 4) + 4 * 8 * (2048 + 2 * 16)
 
 
 def test_repeated_loads_are_told() -> None:

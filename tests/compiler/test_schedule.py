@@ -138,7 +138,8 @@ def test_values_that_go_through_memory_together_are_one_exchange() -> None:
     gather, _, reduce = plan.exchanges
     assert gather.values == ("ws_gather", "ws_gather2", "ws_gather3")
     assert gather.sent_bytes == 3 * 32 * 4  # 4096 rows of q, k and v each, over 128 CTAs
-    assert gather.received_bytes == 3 * 4096 * 4
+    assert gather.received_bytes == 3 * 128 * 4  # a head of each, which its cluster works on
+    assert gather.total == 3 * (4096 + 128 * 128) * 4
     assert reduce.sent_bytes == (64 + 2) * 4  # half a head's outputs, and its maximum and sum
     assert reduce.received_bytes == 2 * 32 * (128 + 2) * 4
 
@@ -151,11 +152,12 @@ def test_bytes_of_the_papers_exchanges() -> None:
 
 
 def test_a_large_reduce_takes_two_rounds() -> None:
-    # llama-3.1-8b on 8 clusters of 8: (4 + 1 + 1) x 128 x 4 B x 8 ranks = 24576 B: one round. Of 16: 49152 B: two, a slice of 1/16 each
+    # llama-3.1-8b on 8 clusters of 8: (4 + 1 + 1) x 128 x 4 B x 8 ranks = 24576 B: one round. Of 16, 49152 B would land: two rounds,
+    # each for q, k and v together, of a slice of 1/16 of each from each rank, and of all slices
     one = {b.name: b.tx_bytes for b in block("llama-3.1-8b", 8, 8, "split_k").barriers if b.kind == "exchange"}
     assert one["mb_reduce"] == 24576
     two = {b.name: b.tx_bytes for b in block("llama-3.1-8b", 8, 16, "split_k").barriers if b.kind == "exchange"}
-    assert (two["mb_scatter"], two["mb_gather"]) == (16 * 512 // 16 * 4, 512 * 4)
+    assert (two["mb_scatter"], two["mb_gather"]) == (16 * 768 // 16 * 4, 768 * 4)
     assert "mb_reduce" not in two
 
 

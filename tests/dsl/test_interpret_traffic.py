@@ -59,7 +59,8 @@ def test_dataflows_of_the_paper_by_hand() -> None:
     reduce, lse, atomic = counted({"qkv": "split_k", "out": "atomic"}, cf.Mesh(2, 4)).exchanges
     assert reduce.values == ("f32[1,8,16]", "f32[1,2,16]", "f32[1,2,16]")
     assert reduce.bytes == 4 * (4 * 3) * (8 + 2 + 2) * 16  # whole terms from everyone to everyone
-    assert (lse.op, lse.bytes) == ("cluster_reduce", 4 * (4 * 3) * 8 * (16 + 2))
+    # scattered, the (m, l) of all heads to every rank, and gathered: of 2 clusters with 4 heads of 16, and 4 ranks with 3 peers each
+    assert (lse.op, lse.bytes) == ("cluster_reduce", 2 * 4 * (3 * 64 + 4 * 3 * 8 + 3 * 64))
     assert (atomic.op, atomic.bytes) == ("grid_reduce_scatter", 4 * (2 * 64 + 64))  # two clusters add, each element is read once
 
 
@@ -103,10 +104,28 @@ def test_splits_by_hand() -> None:
     one = counted({"qkv": "grid"}, cf.Mesh(2, 2))
     assert (traffic.kv_read, traffic.kv_write, traffic.weights) == (one.kv_read, one.kv_write, one.weights)
     gather, scatter, grid = traffic.exchanges
-    assert (gather.op, gather.bytes) == ("grid_gather", 4 * (8 + 2 + 2) * 16 * (1 + 12))  # written once, read by 12 CTAs
+    # written once; each of 12 CTAs reads what its group works on, 4 query heads and one of keys and of values
+    assert (gather.op, gather.bytes) == ("grid_gather", 4 * (8 + 2 + 2) * 16 + 4 * 12 * (4 + 1 + 1) * 16)
     # per cluster: each of 2 ranks gets from its peer 4 heads of (16 / 2 dims of o, m, l)
     assert (scatter.op, scatter.bytes) == ("cluster_reduce_scatter", 6 * 2 * 4 * (16 // 2 + 2) * 4)
-    assert (grid.op, grid.bytes) == ("grid_reduce", 3 * (128 + 2 * 8) * 4 * (1 + 12))  # o, m, l of each split
+    # o, m, l of each split are written once; each of 2 ranks reads a half of them, and pushes what it made of it to its peer
+    assert (grid.op, grid.bytes, grid.pushed) == ("grid_reduce", 3 * (128 + 2 * 8) * 4 * (1 + 6), 6 * 128 * 4)
+    assert traffic.dsmem_bytes == scatter.bytes + grid.pushed
+
+
+def test_few_splits_are_read_whole() -> None:
+    """4 clusters of 2, 2 splits: every CTA reads both splits' terms, and nothing is pushed."""
+    grid = counted({"qkv": "grid"}, cf.Mesh(4, 2, 2)).exchanges[-1]
+    assert (grid.bytes, grid.pushed) == (2 * (128 + 2 * 8) * 4 * (1 + 8), 0)
+
+
+def test_an_all_reduce_of_much_takes_two_rounds() -> None:
+    """64 heads of 16 and 2 of keys and of values on one cluster: terms of 1088. From 8 ranks 34,816 bytes would land."""
+    model = cf.ModelConfig("tiny", 64, 64, 2, 16)
+    reduce = counted({"qkv": "split_k"}, cf.Mesh(1, 8), model=model).exchanges[0]
+    assert reduce.bytes == 2 * 7 * 1088 * 4  # a slice of each term to its rank, and each slice's sum to all
+    reduce = counted({"qkv": "split_k"}, cf.Mesh(1, 4), model=model).exchanges[0]
+    assert reduce.bytes == 4 * 3 * 1088 * 4  # 17,408 bytes land: one round, of whole terms
 
 
 @given(

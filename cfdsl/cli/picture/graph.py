@@ -190,7 +190,7 @@ class GraphPicture:
             canvas.line(x, top, x, middle - 13, GRID, 1.6, marker_end="url(#arrow-grid)")
             canvas.line(x, middle + 11, x, bottom, GRID, 1.6, marker_end="url(#arrow-grid)")
         canvas.rect(self.x0 + 6, middle - 11, self.x1 - self.x0 + 22, 22, WHITE, GRID, 11, stroke_width=1.4)
-        what = "atomic adds, each reads its slice" if atomic else "written once, read back by all"
+        what = "atomic adds, each reads its slice" if atomic else "written once, read back"
         label = f"global memory (L2): {what}, grid barrier over {self.placed.mesh.ctas} CTAs"
         canvas.text((self.x0 + self.x1 + 28) / 2, middle + 4, label, 11.5, GRID, 600, "middle", width=self.x1 - self.x0)
         self._right(y, "L2", GRID, rounds)
@@ -199,8 +199,8 @@ class GraphPicture:
         if not rounds:
             return
         x = self.x1 + 46
-        ctas = self.placed.mesh.ctas
-        total = sum(exchange.sent_bytes * ctas + (exchange.received_bytes * ctas if exchange.scope == "grid" else 0) for exchange in rounds)
+        scope = "grid" if medium == "L2" else "cluster"  # what ranks read in parts, they push to each other besides
+        total = sum(exchange.total for exchange in rounds if exchange.scope == scope)
         self.canvas.text(x, y + BAND / 2 - 2, size(total), 19, color, 700)
         self.canvas.text(x, y + BAND / 2 + 15, f"through {medium}", 11, MUTED)
         self.canvas.text(x, y + BAND / 2 + 30, "per launch", 11, MUTED)

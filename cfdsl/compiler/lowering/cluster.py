@@ -8,12 +8,10 @@ from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.lowering.values import Scalar, Softmax, Vector, made_with
 from cfdsl.compiler.lowering.vectors import materialise
 from cfdsl.compiler.plan import Exchange
+from cfdsl.dsl.exchange import PUSH, in_two_rounds
 from cfdsl.dsl.graph import Node
 from cfdsl.dsl.placement import Partial
 from cfdsl.errors import NotLowered
-
-WORDS_PER_PUSH = 4  # a push moves 16 bytes
-ONE_ROUND_BYTES = 24 * 1024  # an all-reduce box larger than this is scattered and gathered instead
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def lower_cluster_reduce(b: Builder, node: Node) -> None:
             if isinstance(combined, Softmax):
                 why = "clusters that split tokens scatter their terms"
                 raise NotLowered(op="cluster_reduce", why=why, advice="use cluster_reduce_scatter", src=node.src)
-            b.values[(node, i)] = _gather_again(b, node, combined, slices(b, node, i))
+            (b.values[(node, i)],) = _gather_again(b, node, [combined], [slices(b, node, i)])
     elif all(isinstance(b.values.get(arg), Scalar) for arg in node.args):
         for i, arg in enumerate(node.args):
             b.values[(node, i)] = _reduce_scalar(b, node, b.values[arg])
@@ -88,13 +86,15 @@ def _reduce_scalar(b: Builder, node: Node, value: Scalar) -> Scalar:
 
 
 def _reduce_vectors(b: Builder, node: Node) -> None:
+    """All values in one exchange: everybody's terms to everybody, or in two rounds, each of which waits once for all of them."""
     terms = [materialise(b, arg) for arg in node.args]
-    total = sum(term.size for term in terms)
-    if b.ranks * total * 4 > ONE_ROUND_BYTES and all(term.size % (4 * b.ranks) == 0 for term in terms):
-        for i, term in enumerate(terms):
-            cut = Slices(1, term.size // b.ranks)
-            b.values[(node, i)] = _gather_again(b, node, _scatter_sum(b, node, term, cut), cut)
+    if in_two_rounds([term.size for term in terms], b.ranks):
+        cuts = [Slices(1, term.size // b.ranks) for term in terms]
+        sums = _scatter_sums(b, node, terms, cuts)
+        for i, whole in enumerate(_gather_again(b, node, sums, cuts)):
+            b.values[(node, i)] = whole
         return
+    total = sum(term.size for term in terms)
     boxes = [b.buffer("box", (b.ranks, term.size), peer_written=True) for term in terms]
     mbar = b.barrier("reduce", b.ranks * total * 4)
     b.rendezvous()
@@ -116,17 +116,20 @@ def lower_cluster_reduce_scatter(b: Builder, node: Node) -> None:
         if _monoid(b, arg) == "lse":
             b.values[(node, i)] = _scatter_lse(b, node, arg, cut)
         else:
-            b.values[(node, i)] = _scatter_sum(b, node, materialise(b, arg), cut)
+            (b.values[(node, i)],) = _scatter_sums(b, node, [materialise(b, arg)], [cut])
 
 
-def _scatter_sum(b: Builder, node: Node, term: Vector, cut: Slices) -> Vector:
-    box = b.buffer("box", (b.ranks, cut.size), peer_written=True)
-    mbar = b.barrier("scatter", b.ranks * cut.size * 4)
+def _scatter_sums(b: Builder, node: Node, terms: list[Vector], cuts: list[Slices]) -> list[Vector]:
+    """A rank's slice of each sum, in one exchange."""
+    boxes = [b.buffer("box", (b.ranks, cut.size), peer_written=True) for cut in cuts]
+    size = sum(cut.size for cut in cuts)
+    mbar = b.barrier("scatter", b.ranks * size * 4)
     b.rendezvous()
-    _push(b, "scatter_push", node, term.buffer, box, mbar, n=cut.size, block=cut.block)
-    sent = cut.size * 4 * (b.ranks - 1)
-    wait_for(b, node, mbar, "reduce_scatter", "sum", "push", (box,), term.size * 4, sent, b.ranks * cut.size * 4)
-    return _sum(b, node, box, b.buffer("slice_sum", (cut.size,)), cut.size)
+    for term, cut, box in zip(terms, cuts, boxes, strict=True):
+        _push(b, "scatter_push", node, term.buffer, box, mbar, n=cut.size, block=cut.block)
+    payload = sum(term.size for term in terms) * 4
+    wait_for(b, node, mbar, "reduce_scatter", "sum", "push", tuple(boxes), payload, size * 4 * (b.ranks - 1), b.ranks * size * 4)
+    return [_sum(b, node, box, b.buffer("slice_sum", (cut.size,)), cut.size) for cut, box in zip(cuts, boxes, strict=True)]
 
 
 def _sum(b: Builder, node: Node, box: str, out: str, n: int) -> Vector:
@@ -166,19 +169,20 @@ def _scatter_lse(b: Builder, node: Node, arg: Node, cut: Slices) -> Vector | Sof
     return Vector(out, cut.size)
 
 
-def _gather_again(b: Builder, node: Node, mine: Vector, cut: Slices) -> Vector:
-    """The second round of an all-reduce: every rank's finished slice to every rank."""
-    dst = b.buffer("whole", (cut.size * b.ranks,), peer_written=True)
-    nbytes = b.ranks * cut.size * 4
-    mbar = b.barrier("gather", nbytes)
-    _push(b, "gather_push", node, mine.buffer, dst, mbar, n=cut.size, block=cut.block)
-    wait_for(b, node, mbar, "gather", None, "push", (dst,), cut.size * 4, cut.size * 4 * (b.ranks - 1), nbytes)
-    return Vector(dst, cut.size * b.ranks)
+def _gather_again(b: Builder, node: Node, mine: list[Vector], cuts: list[Slices]) -> list[Vector]:
+    """The second round of an all-reduce: every rank's finished slices to every rank."""
+    whole = [b.buffer("whole", (cut.size * b.ranks,), peer_written=True) for cut in cuts]
+    size = sum(cut.size for cut in cuts)
+    mbar = b.barrier("gather", b.ranks * size * 4)
+    for source, cut, dst in zip(mine, cuts, whole, strict=True):
+        _push(b, "gather_push", node, source.buffer, dst, mbar, n=cut.size, block=cut.block)
+    wait_for(b, node, mbar, "gather", None, "push", tuple(whole), size * 4, size * 4 * (b.ranks - 1), b.ranks * size * 4)
+    return [Vector(dst, cut.size * b.ranks) for cut, dst in zip(cuts, whole, strict=True)]
 
 
 def _push(b: Builder, op: str, node: Node, source: str, dst: str, mbar: str, *, n: int, block: int) -> None:
-    if block % WORDS_PER_PUSH:
-        why = f"a rank's slice of {block} elements is not a multiple of {WORDS_PER_PUSH}"
+    if block % PUSH:
+        why = f"a rank's slice of {block} elements is not a multiple of {PUSH}"
         raise NotLowered(op=node.op, why=why, advice="use a smaller cluster", src=node.src)
     b.step(
         op, f"{source} -> {dst}, pushed to every rank", reads=(source,), touches=(dst,), src=node.src,

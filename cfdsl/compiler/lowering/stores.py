@@ -21,20 +21,20 @@ def share_of(b: Builder, rows: int) -> str:
     return b.share(rows, b.config.stage_bytes // 16, 2).name
 
 
-def store(b: Builder, node: Node, dst: str) -> int:
-    """A step that writes this rank's slice of `node` to the global vector `dst`; returns the number of elements it writes."""
+def store(b: Builder, node: Node, dst: str) -> None:
+    """A step that writes this rank's slice of `node` to the global vector `dst`."""
     value = b.values.get(node)
     if isinstance(value, SharedBest):
         b.step("store_index", f"{dst} = index of the best in {value.workspace}, by CTA 0", src=node.src, dst=dst, pairs=value.workspace)
-        return 1
+        return
     if node.type.dtype == "i32":
         raise NotLowered(op="outputs", why="of indices, only the result of grid_reduce(argmax(...)) can be stored", src=node.src)
     if b.spread(node):
         share = b.shares[f"rows{node.type.shape[-1]}"]
         tree = expression(b, node, Where())
         b.step("store_rows", f"{dst}[row] = {tree}", reads=tree.buffers(), src=node.src, tree=tree, dst=dst, share=share, clears=())
-        return share.most
-    return _store_vector(b, node, dst)
+    else:
+        _store_vector(b, node, dst)
 
 
 def clear_sums(b: Builder) -> None:
@@ -48,7 +48,7 @@ def clear_sums(b: Builder) -> None:
             b.step("clear", f"{workspace}[row] = 0, for the next launch", share=b.shares[share], clears=(workspace,))
 
 
-def _store_vector(b: Builder, node: Node, dst: str) -> int:
+def _store_vector(b: Builder, node: Node, dst: str) -> None:
     placement = b.placed.of(node)
     local = b.local(node)
     shape = [int(dim) for dim in node.type.shape]
@@ -68,14 +68,13 @@ def _store_vector(b: Builder, node: Node, dst: str) -> int:
     if fragment is not None:
         tree, tiles = fragment
         b.step("store_fragment", f"{dst} = {tree}", src=node.src, tree=tree, tiles=tiles, dst=dst, offset=offset, alone=alone)
-        return n
+        return
     tree = expression(b, node, Where())
     b.step(
         "store_vector", f"{dst}[i + {offset}] = {tree}", reads=tree.buffers(), src=node.src, tree=tree, dst=dst, n=n,
         block=block if n > block else 0, stride=whole, offset=offset, alone=alone,
         everywhere=not isinstance(placement.grid, Shard),
     )  # fmt: skip
-    return n
 
 
 def _as_fragment(b: Builder, node: Node, n: int, block: int) -> tuple[Expr, RowTiles] | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cfdsl.dsl import exchange as rules
 from cfdsl.dsl.graph import ITEMSIZE, VIEWS, Node, Type
-from cfdsl.dsl.interpret.traffic import PAYLOAD, ExchangeTraffic, Traffic, exchange_row
+from cfdsl.dsl.interpret.traffic import ExchangeTraffic, Traffic, exchange_row
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Partial, Placement, ReduceOp, Shard
 from cfdsl.errors import ArgumentError
@@ -31,6 +32,7 @@ class _Count:
     sizes: dict[str, int]
     loads: dict[object, int] = field(default_factory=dict)  # (leaf, how it is cut) -> bytes that all CTAs load
     unique: dict[tuple[str, str], int] = field(default_factory=dict)  # (role, leaf) -> bytes
+    read: dict[Node, dict[object, int]] = field(default_factory=dict)  # grid exchange -> as `loads`, in elements
     kv_read: dict[str, int] = field(default_factory=dict)
     kv_loads: int = 0
     kv_write: int = 0
@@ -42,7 +44,7 @@ class _Count:
             if node.op not in VIEWS:
                 self._use(node)
         for _, node in graph.outputs:
-            self._load(node)
+            self._load(node, by_one=True)
         outputs = sum(self._numel(node.type) * ITEMSIZE[graph.output_dtype(node)] for _, node in graph.outputs)
         role = {role: sum(size for (of, _), size in self.unique.items() if of == role) for role in ("weight", "input")}
         rows = tuple(self._row(node) for node in graph.nodes if node.is_collective)
@@ -156,53 +158,93 @@ class _Count:
         self.kv_loads += row * length * ctas // dealt
         self.kv_read[leaf.attr("name")] = row * length
 
-    def _load(self, arg: Node, grid: bool = False, cluster: bool = False, of: Node | None = None, numel: int | None = None) -> None:
-        """All CTAs load `arg`, if it is a leaf or a view of one. grid, cluster: it is cut along the axis in passing, as `of` is."""
-        leaf = _leaf(arg)
-        if leaf.op not in ("input", "weight"):
-            return
+    def _load(
+        self, arg: Node, grid: bool = False, cluster: bool = False, of: Node | None = None, numel: int | None = None, by_one: bool = False
+    ) -> None:
+        """All CTAs load `arg`, if it is a leaf, what a grid exchange left in memory, or a view of one.
+
+        grid, cluster: it is cut along the axis in passing, as `of` is. by_one: what all hold is stored by the first holder, who reads it.
+        """
+        source = _source(arg)
         mesh, placement = self.placed.mesh, self._at(arg)
         own = isinstance(placement.grid, Shard)
         grid, cluster = grid or own, cluster or isinstance(placement.cluster, Shard)
         copies = self._copies(arg if own or of is None else of) if grid else mesh.clusters
-        size = (self._numel(arg.type) if numel is None else numel) * ITEMSIZE[leaf.type.dtype]
-        name = leaf.attr("name")
-        key = (name, size, grid and mesh.clusters > 1, cluster and mesh.ranks > 1)
-        self.loads[key] = size * copies * (1 if cluster else mesh.ranks)
-        self.unique[(leaf.op, name)] = max(size, self.unique.get((leaf.op, name), 0))
+        size = self._numel(arg.type) if numel is None else numel
+        key = (source, size, grid and mesh.clusters > 1, cluster and mesh.ranks > 1)
+        if source.op in ("input", "weight"):
+            size *= ITEMSIZE[source.type.dtype]
+            name = source.attr("name")
+            self.loads[key] = size * copies * (1 if cluster else mesh.ranks)
+            self.unique[(source.op, name)] = max(size, self.unique.get((source.op, name), 0))
+        elif source.op == "item" and self._stays_in_memory(source.args[0], source.attr("index")):
+            holders = (copies if grid or not by_one else 1) * (1 if cluster or by_one else mesh.ranks)
+            self.read.setdefault(source.args[0], {})[key] = size * holders
+
+    def _stays_in_memory(self, node: Node, index: int) -> bool:
+        """Whether a result of an exchange is read from global memory by who uses it: a gathered value, or the one split's."""
+        return node.op == "grid_gather" or (node.op == "grid_reduce" and self._one_split(node.args[index]))
+
+    def _one_split(self, arg: Node) -> bool:
+        return isinstance(self._at(arg).split, Partial) and self.placed.mesh.splits == 1
 
     # ---- exchanges -----------------------------------------------------------------------------------------------------------------
 
     def _row(self, node: Node) -> ExchangeTraffic:
-        count = self._pushed if node.op.startswith("cluster") else self._through_memory
-        return exchange_row(node, PAYLOAD * sum(count(node, arg) for arg in node.args))
+        if node.op.startswith("cluster"):
+            return exchange_row(node, self._pushed(node))
+        moved = sum(self._through_memory(node, arg) for arg in node.args) + sum(self.read.get(node, {}).values())
+        return exchange_row(node, moved, sum(self._pushed_parts(arg) for arg in node.args if node.op == "grid_reduce"))
 
-    def _pushed(self, node: Node, arg: Node) -> int:
-        """Elements that all ranks push to their peers for one value."""
-        peers, placement = self.placed.mesh.ranks - 1, self._at(arg)
-        clusters = self._copies(arg) if isinstance(placement.grid, Shard) else self.placed.mesh.clusters
-        whole = self._numel(arg.type) * clusters
-        stats = 2 * whole // self._shape(arg.type)[2] if placement.cluster == Partial(ReduceOp.LSE) else 0
-        stats = whole if placement.cluster == Partial(ReduceOp.ARGMAX) else stats  # a value with each index
-        if node.op == "cluster_reduce":
-            return (whole + stats) * (peers + 1) * peers
-        cut = node.op == "cluster_reduce_scatter" and node.attr("dim") < 2
-        return whole * peers + stats * peers * (1 if cut else peers + 1)
+    def _pushed(self, node: Node) -> int:
+        """Elements that all ranks push to peers."""
+        mesh, sizes, stats, dim = self.placed.mesh, [], 0, node.attr("dim", 2)
+        for arg in node.args:
+            placement = self._at(arg)
+            held = self._held(arg) // (mesh.ranks if isinstance(placement.cluster, Shard) else 1)
+            beside = 2 * held // self._shape(arg.type)[2] if placement.cluster == Partial(ReduceOp.LSE) else 0
+            beside = held if placement.cluster == Partial(ReduceOp.ARGMAX) else beside  # a value with each index
+            together = placement.cluster == Partial(ReduceOp.ARGMAX) or dim < 2
+            sizes.append(held + beside * together)
+            stats += beside * (not together)
+        return sum(rules.pushed(node.op, sizes, mesh.ranks, stats)) * mesh.clusters
+
+    def _held(self, arg: Node) -> int:
+        """Elements of a cluster's slice."""
+        at = self._at(arg).grid
+        slices = min(self.placed.mesh.groups, self._shape(arg.type)[at.dim]) if isinstance(at, Shard) else 1
+        return self._numel(arg.type) // slices
+
+    def _pushed_parts(self, arg: Node) -> int:
+        """Elements that ranks push because each combined a part of the splits' terms."""
+        mesh, size = self.placed.mesh, self._numel(arg.type)
+        parts = isinstance(self._at(arg).split, Partial) and rules.in_parts(size, mesh.splits, mesh.ranks)
+        return size * (mesh.ranks - 1) * mesh.clusters if parts else 0
 
     def _through_memory(self, node: Node, arg: Node) -> int:
-        """Elements written to and read from global memory for one value."""
-        size, mesh = self._numel(arg.type), self.placed.mesh
-        if node.op == "grid_gather":
-            return size + size * mesh.ctas
-        if self._at(arg).grid == Partial(ReduceOp.ARGMAX):  # a pair of every holder of a term, read by everyone
-            return 2 * size * mesh.ctas * (1 + mesh.ctas)
-        if isinstance(self._at(arg).split, Partial):  # o, and m and l of each head: of every split written once, read by everyone
-            return (size + 2 * size // self._shape(arg.type)[2]) * mesh.splits * (1 + mesh.ctas)
+        """Elements written to global memory for one value, and read from it at once."""
+        size, mesh, at = self._numel(arg.type), self.placed.mesh, self._at(arg)
+        written = size * (self._copies(arg) if isinstance(at.grid, Shard) else 1)
+        if node.op == "grid_gather" or (node.op == "grid_reduce" and self._one_split(arg)):
+            return written
+        if at.grid == Partial(ReduceOp.ARGMAX):  # a pair of every holder of a term, read by the CTA that stores the index
+            return 2 * size * mesh.ctas * 2
+        if isinstance(at.split, Partial):  # o, and m and l of each head, by every cluster
+            held = self._held(arg)
+            return (held + 2 * held // self._shape(arg.type)[2]) * mesh.clusters + self._terms_read(arg)
         return size * mesh.clusters + size * (mesh.ctas if node.op == "grid_reduce" else 1)
 
+    def _terms_read(self, arg: Node) -> int:
+        """Elements of the splits' terms that all CTAs read: all of them, or (see `in_parts`) a part by each rank."""
+        mesh, size, dim = self.placed.mesh, self._numel(arg.type), self._shape(arg.type)[2]
+        if not rules.in_parts(size, mesh.splits, mesh.ranks):
+            return mesh.splits * (size + 2 * size // dim) * mesh.ctas
+        parts = [rules.heads_of_part(size, dim, mesh.ranks, rank) for rank in range(mesh.ranks)]
+        return mesh.splits * (size + 2 * sum(last - first for first, last in parts)) * mesh.clusters
 
-def _leaf(node: Node) -> Node:
-    """What a chain of views starts from."""
-    while node.op in VIEWS:
+
+def _source(node: Node) -> Node:
+    """What a chain of views starts from: a leaf, something computed, or a result of an exchange."""
+    while node.op in VIEWS and not (node.op == "item" and node.args[0].is_collective):
         node = node.args[0]
     return node

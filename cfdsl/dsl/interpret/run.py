@@ -157,8 +157,11 @@ def _caches(m: Machine, graph: Graph) -> dict[str, Tensor]:
 def _output(m: Machine, node: Node, held: Holdings, rounded: bool) -> Tensor:
     """Every holder writes its slice. A hole is an error, as are two holders that disagree."""
     shape = m.shape(node)
+    at = m.placed.placements[node][0]
     for rank, local in held.items():
-        m.load(rank, local)
+        stores = (rank[0] == 0 or isinstance(at.grid, Shard)) and (rank[1] == 0 or isinstance(at.cluster, Shard))
+        if stores or local.shared is None:  # what lies in global memory is read by whoever stores it
+            m.load(rank, local)
     total = 1
     for size in shape:
         total *= size

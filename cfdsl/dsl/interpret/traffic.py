@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from cfdsl.dsl.exchange import WORD
 from cfdsl.dsl.graph import ITEMSIZE, Node, Src
 from cfdsl.dsl.interpret.local import Local, Rank
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PAYLOAD = 4  # bytes of one element in an exchange: everything computed is float32
 
 
 @dataclass(frozen=True)
 class ExchangeTraffic:
     """One exchange of the whole launch: all clusters and ranks together.
 
-    bytes   cluster scope: pushed to peers, a rank's push to itself excluded; a reduce is one round, everyone to everyone.
-            grid scope: written to and read back from global memory.
+    bytes   cluster scope: pushed to peers, a rank's push to itself excluded, in all rounds.
+            grid scope: written to and read back from global memory; a CTA reads the slices of a gathered value that it uses.
+    pushed  grid scope: what ranks push to their peers because each of them read a part
     """
 
     op: str
@@ -28,6 +29,7 @@ class ExchangeTraffic:
     values: tuple[str, ...]  # the types that travel
     bytes: int
     src: Src
+    pushed: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Traffic:
     @property
     def dsmem_bytes(self) -> int:
         """Bytes pushed between CTAs of a cluster."""
-        return sum(row.bytes for row in self.exchanges if row.scope == "cluster")
+        return sum(row.bytes if row.scope == "cluster" else row.pushed for row in self.exchanges)
 
     @property
     def grid_bytes(self) -> int:
@@ -64,10 +66,10 @@ class Traffic:
         return sum(row.bytes for row in self.exchanges if row.scope == "grid")
 
 
-def exchange_row(node: Node, payload_bytes: int) -> ExchangeTraffic:
-    """The row of collective `node`."""
+def exchange_row(node: Node, elements: int, pushed: int = 0) -> ExchangeTraffic:
+    """The row of collective `node`, from the elements that it moves."""
     scope, _, _ = node.op.partition("_")
-    return ExchangeTraffic(node.op, scope, tuple(str(arg.type) for arg in node.args), payload_bytes, node.src)
+    return ExchangeTraffic(node.op, scope, tuple(str(arg.type) for arg in node.args), WORD * elements, node.src, WORD * pushed)
 
 
 class Counter:
@@ -98,11 +100,19 @@ class Counter:
         return mark
 
     def load(self, rank: Rank, local: Local) -> None:
-        """A CTA loads `local`, if it is a leaf's bytes and the CTA has not loaded them yet."""
+        """A CTA loads `local`, if it is a leaf's bytes, or what an exchange left, and the CTA has not loaded them yet."""
+        if local.shared is not None:
+            self._read(rank, local.shared, local)
         if local.leaf is None or local.mark is None:
             return
         local.mark.fill_(True)
         self._once((rank, local.leaf, local.data.data_ptr(), local.data.numel()), local.data.numel() * local.data.element_size())
+
+    def _read(self, rank: Rank, row: int, local: Local) -> None:
+        key = (rank, row, local.data.data_ptr(), local.data.numel())
+        if key not in self._loaded:
+            self._loaded.add(key)
+            self.rows[row] = replace(self.rows[row], bytes=self.rows[row].bytes + WORD * local.data.numel())
 
     def load_rows(self, rank: Rank, local: Local, batch: object, count: int) -> None:
         """A CTA loads `count` rows of a table, one per sequence of `batch`. Rows may coincide and still count each."""
