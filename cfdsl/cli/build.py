@@ -16,24 +16,25 @@ if TYPE_CHECKING:
 
 def choice_for(request: Request) -> Choice:
     """The cost model's table for the requested KV length."""
-    from cfdsl.compiler.cost import choose
+    from cfdsl.compiler.settle import settle
 
     graph = request.fusion.trace(request.model, request.batch, request.dtype, **request.options)
-    return choose(graph, request.part, request.overrides, sizes(request))
+    return settle(graph, request.part, request.overrides, sizes(request))
 
 
 def weighed_for(request: Request) -> tuple[Sequence[Candidate], list[CfdslError]]:
     """Every config that was weighed, best first, also where none fits; and what keeps the fusion from being compiled."""
-    from cfdsl.compiler.cost import choose, weighed
+    from cfdsl.compiler.cost import weighed
     from cfdsl.compiler.limits import limits
     from cfdsl.compiler.schedule import schedule
+    from cfdsl.compiler.settle import settle
     from cfdsl.dsl.place import place
     from cfdsl.dsl.placement import Mesh
 
     graph = request.fusion.trace(request.model, request.batch, request.dtype, **request.options)
     asked = (graph, request.part, request.overrides, sizes(request))
     errors: list[CfdslError] = []
-    choice = attempt(errors, choose, *asked)
+    choice = attempt(errors, settle, *asked)
     if choice is not None:
         config = choice.config
         attempt(errors, schedule, place(graph, Mesh(config.clusters, config.cluster_size, config.splits)), config)

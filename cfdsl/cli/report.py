@@ -73,7 +73,7 @@ def config_record(config: Config, plan: KernelPlan) -> dict[str, Any]:
     """The schedule, with what follows from it."""
     ring = None
     if plan.ring:
-        flight = plan.ring.window or plan.ring.stages
+        flight = plan.ring.flight
         ring = {"stages": plan.ring.stages, "stage_bytes": plan.ring.stage_bytes, "bytes": plan.ring.bytes, "window": flight}
         ring["early"] = plan.ring.early
     return {**asdict(config), "ctas": config.ctas, "threads": plan.threads, "ring": ring, "smem_bytes": plan.smem_bytes}

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from math import ceil
 from typing import Any
 
 from cfdsl.compiler.config import CLUSTER_SIZES, Config
-from cfdsl.compiler.geometry import COPY_BYTES, MAX_PIECES, WARP_SPLITS, product_registers, row_pieces, thread_registers
+from cfdsl.compiler.geometry import least_kv_stage
 from cfdsl.compiler.parts import Part
-from cfdsl.compiler.traffic import DEFAULT_SIZES, leaf_of, size_of
-from cfdsl.dsl.graph import ITEMSIZE, Graph, Node
-from cfdsl.dsl.place import PlacedGraph
-from cfdsl.dsl.placement import Shard
+from cfdsl.compiler.slices import kv_tile, refused_by_slices
+from cfdsl.compiler.traffic import DEFAULT_SIZES, leaf_of
+from cfdsl.dsl.graph import Graph
 from cfdsl.dsl.verify import LEAVES
 from cfdsl.errors import ArgumentError, CfdslError, ClusterSizeUnsupported, ConfigError, Errors
 from cfdsl.errors.base import listed
@@ -29,16 +27,25 @@ _INTEGERS: Mapping[str, tuple[str, Callable[[int], bool]]] = {
     "splits": ("a positive number", lambda n: n >= 1),
     "stages": (f"a number from {MIN_STAGES} to {MAX_STAGES}", lambda n: MIN_STAGES <= n <= MAX_STAGES),
     "stage_bytes": ("a positive multiple of 128", lambda n: n > 0 and n % 128 == 0),
-    "window": ("0 or a positive number", lambda n: n >= 0),
-    "early": ("0 or a positive number", lambda n: n >= 0),
+    "window": (f"a number of stages, 0 to {MAX_STAGES}", lambda n: 0 <= n <= MAX_STAGES),
+    "early": (f"a number of stages, 0 to {MAX_STAGES}", lambda n: 0 <= n <= MAX_STAGES),
     "warps": (f"a power of two up to {MAX_WARPS}", lambda n: 1 <= n <= MAX_WARPS and n & (n - 1) == 0),
     "ctas_per_sm": ("1 or 2", lambda n: n in (1, 2)),
 }
+__all__ = [
+    "MAX_STAGES", "MIN_STAGES", "cluster_counts", "field_errors", "finest_slices", "geometries", "meshes", "override_errors",
+    "refused_by_error", "refused_by_part", "refused_by_slices", "size_errors", "splits_tokens",
+]  # fmt: skip
 _FIELDS = tuple(field.name for field in fields(Config))
 
 
 def override_errors(overrides: Mapping[str, Any]) -> list[CfdslError]:
-    """ConfigError and ClusterSizeUnsupported, for fields that no config can have."""
+    """ConfigError and ClusterSizeUnsupported, for fields that no config can have, and for those that do not go together."""
+    return field_errors(overrides) or list(_in_flight_errors(overrides))
+
+
+def field_errors(overrides: Mapping[str, Any]) -> list[CfdslError]:
+    """ConfigError and ClusterSizeUnsupported, for fields that no config can have, each by itself."""
     errors: list[CfdslError] = []
     for name, value in overrides.items():
         if name not in _FIELDS:
@@ -53,6 +60,14 @@ def override_errors(overrides: Mapping[str, Any]) -> list[CfdslError]:
         elif not isinstance(value, bool):
             errors.append(ConfigError(name=name, value=value, expected="true or false"))
     return errors
+
+
+def _in_flight_errors(overrides: Mapping[str, Any]) -> Iterator[CfdslError]:
+    """Tiles in flight lie in stages, and those for behind a grid barrier are some of them."""
+    early, window, stages = (overrides.get(name, 0) for name in ("early", "window", "stages"))
+    for name, value, most, of in (("window", window, stages, "stages"), ("early", early, window or stages, "tiles in flight")):
+        if most and value > most:
+            yield ConfigError(name=name, value=value, expected=f"at most {most}, the number of {of}")
 
 
 def size_errors(graph: Graph, sizes: object) -> list[CfdslError]:
@@ -139,7 +154,15 @@ def geometries(graph: Graph, part: Part, overrides: Mapping[str, Any]) -> Iterat
         found = {(mesh, ctas): None for ctas in both for mesh in meshes(graph, part, cluster_size, ctas, overrides)}
         for (clusters, splits), ctas_per_sm in sorted(found):
             given: dict[str, Any] = {"clusters": clusters, "cluster_size": cluster_size, "ctas_per_sm": ctas_per_sm, "splits": splits}
-            yield Config(**({"stages": MIN_STAGES} | given | dict(overrides)))
+            config = Config(**({"stages": MIN_STAGES} | given | dict(overrides)))
+            yield config if "stage_bytes" in overrides else config.with_(stage_bytes=_stage_bytes(graph, config))
+
+
+def _stage_bytes(graph: Graph, config: Config) -> int:
+    """A stage that a tile of every cache fits: many warps, or many query heads to a KV head, want more tokens at a time."""
+    groups = config.groups if graph.over is not None else 1
+    tiles = (kv_tile(node, groups) for node in graph.leaves("attend"))
+    return max([config.stage_bytes, *(least_kv_stage(group, dim, itemsize, config.warps) for group, dim, itemsize in tiles)])
 
 
 def refused_by_part(graph: Graph, part: Part, config: Config, waits_for_grid: bool) -> list[str]:
@@ -162,48 +185,6 @@ def refused_by_part(graph: Graph, part: Part, config: Config, waits_for_grid: bo
     if 32 * (config.warps + 1) * config.ctas_per_sm > MAX_THREADS_PER_SM:
         reasons.append(f"{config.ctas_per_sm} x {32 * (config.warps + 1)} threads on an SM, at most {MAX_THREADS_PER_SM}")
     return reasons
-
-
-def refused_by_slices(placed: PlacedGraph, config: Config, sizes: Mapping[str, int]) -> dict[str, Node]:
-    """Slices of weights that bulk copies cannot move, and rows that no stage can hold: each reason with the node that it is about."""
-    reasons: dict[str, Node] = {}
-    for node in placed.graph.leaves("linear"):
-        width = row_bytes(placed, node, sizes)
-        name = leaf_of(node.args[1]).attr("name")
-        if width % COPY_BYTES:
-            reasons[f"a rank's slice of a row of {name} is {width} bytes, not a multiple of {COPY_BYTES}"] = node
-        else:
-            reasons |= dict.fromkeys(_refused_row(name, width, ITEMSIZE[node.args[1].type.dtype], config), node)
-    for node in placed.graph.leaves("cluster_reduce_scatter"):
-        shape = node.types[0].shape
-        held = size_of(shape[node.attr("dim")], sizes) * 4 // config.cluster_size
-        if held % COPY_BYTES:
-            reasons[f"a rank's slice in {node.op} is {held} bytes, not a multiple of {COPY_BYTES}"] = node
-    return reasons
-
-
-def _refused_row(name: str, width: int, itemsize: int, config: Config) -> Iterator[str]:
-    """Whether a row of `width` bytes comes through the ring, and the vector that it meets fits the registers."""
-    pieces = row_pieces(width // itemsize, itemsize, config.stage_bytes)
-    if not pieces:
-        yield f"a row of {name} is {width:,} bytes, a ring stage {config.stage_bytes:,}: up to {MAX_PIECES} equal pieces do not fit"
-    else:
-        chunks = ceil(width // itemsize // pieces / 8 / (32 * min(config.warps, WARP_SPLITS[0])))
-        need, have = product_registers(chunks, pieces), thread_registers(config.warps + 1, config.ctas_per_sm)
-        if need > have:
-            yield f"the vector that rows of {name} meet takes about {need} registers of a thread, of {have}"
-
-
-def row_bytes(placed: PlacedGraph, node: Node, sizes: Mapping[str, int]) -> int:
-    """Bytes of one row of a linear's weight as a rank reads it."""
-    weight, mesh = node.args[1], placed.mesh
-    last = len(weight.type.shape) - 1
-    columns = size_of(weight.type.shape[last], sizes)
-    if placed.of(weight).grid == Shard(last):
-        columns = ceil(columns / mesh.groups)
-    if node.attr("shard") == "in":
-        columns //= mesh.ranks
-    return columns * ITEMSIZE[weight.type.dtype]
 
 
 def refused_by_error(error: CfdslError) -> list[str]:

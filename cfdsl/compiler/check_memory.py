@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from math import prod
 
 from cfdsl.compiler.accesses import accesses
+from cfdsl.compiler.geometry import CHUNK, COPY_BYTES
 from cfdsl.compiler.plan import KernelPlan, Step
 from cfdsl.errors import CfdslError, PlanError
 
 Found = Iterator[CfdslError]
-COPY_BYTES = 16  # bulk copies and vector loads go to and from multiples of it
-CHUNK = 8  # elements that a thread has of a fragment at a time
 
 
 def vectors(plan: KernelPlan) -> Found:

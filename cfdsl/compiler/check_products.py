@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from math import prod
 
 from cfdsl.compiler.accesses import rows_of
-from cfdsl.compiler.check_memory import COPY_BYTES, corners
-from cfdsl.compiler.geometry import RowTiles
+from cfdsl.compiler.check_memory import corners
+from cfdsl.compiler.geometry import COPY_BYTES, RowTiles
 from cfdsl.compiler.plan import KernelPlan, Step
 from cfdsl.dsl.graph import ITEMSIZE
 from cfdsl.errors import CfdslError, PlanError

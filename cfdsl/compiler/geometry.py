@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cfdsl.compiler.affine import Affine
 
+CHUNK = 8  # elements that a thread has of a fragment at a time
 COPY_BYTES = 16  # bulk copies and st.async pushes of 4 words move multiples of this, from and to multiples of it
 WARP_SPLITS = (16, 8, 4, 2, 1)  # warps that may share a row
 MAX_PIECES = 16  # of a row that is longer than a stage
@@ -147,6 +148,11 @@ def tile_tokens(group: int, dim: int, itemsize: int, stage_bytes: int, warps: in
     """Tokens of a KV tile: the most that fit a stage, in whole steps of every warp; 0 if none do."""
     unit = token_groups(group, warps) * 2 * 32 * 8 // dim
     return stage_bytes // (2 * dim * itemsize) // unit * unit
+
+
+def least_kv_stage(group: int, dim: int, itemsize: int, warps: int) -> int:
+    """Bytes of the smallest stage that holds a tile of tokens: keys and values of one step of every warp."""
+    return token_groups(group, warps) * 2 * 32 * 8 * 2 * itemsize
 
 
 def token_groups(group: int, warps: int) -> int:

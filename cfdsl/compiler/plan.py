@@ -51,6 +51,11 @@ class Ring:
         return self.stages * self.stage_bytes
 
     @property
+    def flight(self) -> int:
+        """How many tiles may be in flight."""
+        return min(self.window or self.stages, self.stages)
+
+    @property
     def passed(self) -> int:
         """Offset of the word that counts passed grid barriers; 0 if there is none."""
         return self.offset + self.bytes if self.early else 0

@@ -13,7 +13,7 @@ def plan_text(plan: KernelPlan) -> str:
     lines += ["", "arguments"]
     lines += [f"  {a.name:12} {a.dtype:4} {'x'.join(map(str, a.shape)):24} {a.role}{', written' * a.mutated}" for a in plan.args]
     if plan.ring:
-        flight = f"{plan.ring.window or plan.ring.stages} tiles in flight"
+        flight = f"{plan.ring.flight} tiles in flight"
         flight += f", {plan.ring.early} of them behind a grid barrier to come" if plan.ring.early else ""
         lines += ["", f"load stream, through a ring of {plan.ring.stages} x {plan.ring.stage_bytes} B, {flight}"]
         for s in plan.streams:

@@ -43,9 +43,9 @@ def nothing_left(
     blamed = [node for node in graph.leaves("linear") if said and all(node in each.values() for each in said)]
     if blamed:
         only = {reason for each in said for reason, node in each.items() if node in blamed}
-        reasons = _once_each([row for row, _ in on_a_mesh], only)
+        reasons = once_each([row for row, _ in on_a_mesh], only)
         alike.append(NoLegalConfig(fusion=graph.name, part=part.name, given=given, reasons=reasons, src=blamed[0].src))
-    return alike or [NoLegalConfig(fusion=graph.name, part=part.name, given=given, reasons=_once_each(rows))]
+    return alike or [NoLegalConfig(fusion=graph.name, part=part.name, given=given, reasons=once_each(rows))]
 
 
 def _mesh(config: Config) -> Mesh:
@@ -94,7 +94,7 @@ def _too_large(part: Part, rows: Sequence[tuple[Refused, PlacedGraph]], sizes: M
     return [SharedMemoryExceeded(needed=needed, limit=part.smem_budget(config.ctas_per_sm), breakdown=sums, src=src)]
 
 
-def _once_each(rows: Sequence[Refused], only: set[str] | None = None) -> tuple[str, ...]:
+def once_each(rows: Sequence[Refused], only: set[str] | None = None) -> tuple[str, ...]:
     """Each reason once, with the configs it was said of when several were weighed; of those that differ in numbers only, the first."""
     first: dict[str, str] = {}
     shapes: dict[str, dict[str, None]] = {}

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-from cfdsl.compiler.candidates import MIN_STAGES, override_errors, size_errors
+from cfdsl.compiler.candidates import override_errors, size_errors
 from cfdsl.compiler.check import check
 from cfdsl.compiler.check_text import check_text
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost import Choice, choose, config_text
+from cfdsl.compiler.cost import Choice, config_text
 from cfdsl.compiler.emit import emit, with_marks
 from cfdsl.compiler.limits import limits
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import KernelPlan
 from cfdsl.compiler.plan_text import plan_text
-from cfdsl.compiler.schedule import schedule
+from cfdsl.compiler.settle import planned, settle
 from cfdsl.dsl.fusion import Fusion
 from cfdsl.dsl.graph import Graph
 from cfdsl.dsl.place import PlacedGraph, place
@@ -26,8 +26,6 @@ from cfdsl.dsl.text import to_text
 from cfdsl.dsl.verify import verify
 from cfdsl.errors import CfdslError, Errors, NoLegalConfig, raise_all
 from cfdsl.models import ModelConfig
-
-BARRIERS_PER_STAGE = 16  # bytes: one full and one empty barrier
 
 
 class Kept(Protocol):
@@ -66,7 +64,7 @@ class Lowered:
 
     @cached_property
     def choice(self) -> Choice:
-        return choose(self.graph, self.part, self.overrides, self.sizes)
+        return settle(self.graph, self.part, self.overrides, self.sizes)
 
     @property
     def stages(self) -> Mapping[str, str]:
@@ -122,15 +120,8 @@ def place_on_mesh(at: Lowered) -> None:
 
 
 def make_plan(at: Lowered) -> None:
-    """Plan with the chosen config; where the buffers, now known exactly, leave the ring less room than estimated, with fewer stages."""
-    config = at.chosen
-    at.plan = schedule(at.placed, config, at.model.name)
-    if at.plan.ring is not None and "stages" not in at.overrides:
-        fixed = at.plan.smem_bytes - config.stages * (config.stage_bytes + BARRIERS_PER_STAGE)
-        room = (at.part.smem_budget(config.ctas_per_sm) - fixed) // (config.stage_bytes + BARRIERS_PER_STAGE)
-        if room < config.stages:
-            at.plan = schedule(at.placed, config.with_(stages=max(MIN_STAGES, room)), at.model.name)
-    at.plan = with_marks(at.plan)
+    """Plan with the chosen config."""
+    at.plan = with_marks(planned(at.placed, at.part, at.chosen, "stages" in at.overrides, at.model.name))
 
 
 def check_plan(at: Lowered) -> None:

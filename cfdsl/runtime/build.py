@@ -77,7 +77,8 @@ def best_options(
     The other arguments are those of `compile`, which takes the result as keywords. A dataflow that no config fits is left out; if that is
     all of them, the first one's error is raised. Nothing is compiled.
     """
-    from cfdsl.compiler.cost import choose, near
+    from cfdsl.compiler.cost import near
+    from cfdsl.compiler.settle import settle
 
     config, target, fixed, overrides = _asked(fusion, model, batch, dtype, part, settings)
     found: list[tuple[float, dict[str, Any]]] = []
@@ -85,7 +86,7 @@ def best_options(
     for options in among:
         try:
             graph = fusion.trace(config, batch, dtype, **{**fixed, **options})
-            chosen = choose(graph, target, overrides, dict(sizes) if sizes else None).chosen
+            chosen = settle(graph, target, overrides, dict(sizes) if sizes else None).chosen
         except CfdslError as error:
             errors.append(error)
             continue

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import cfdsl
-from cfdsl.compiler.candidates import override_errors
+from cfdsl.compiler.candidates import field_errors
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.parts import Part
 from cfdsl.dsl.graph import Graph
@@ -44,7 +44,7 @@ class KeptChoices:
         try:
             record = json.loads(path.read_bytes())
             fields = record["config"]
-            if record["sha256"] != digest(_text(fields)) or override_errors(fields):
+            if record["sha256"] != digest(_text(fields)) or field_errors(fields):
                 raise ValueError("its checksum is wrong")
             return Config(**fields)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

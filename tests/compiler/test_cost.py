@@ -349,7 +349,7 @@ def test_sizes_that_there_are_not() -> None:
 def test_given_window() -> None:
     """0 is no limit but the slots; what is not given, the model chooses."""
     assert [choose(SPLIT, H200, {"window": window}).config.window for window in (0, 1, 5)] == [0, 1, 5]
-    with pytest.raises(ConfigError, match="the config has window=-1, it must be 0 or a positive number"):
+    with pytest.raises(ConfigError, match="the config has window=-1, it must be a number of stages, 0 to 12"):
         choose(SPLIT, H200, {"window": -1})
 
 
@@ -357,7 +357,7 @@ def test_early_tiles_are_two_thirds_of_the_window() -> None:
     """What is needed behind a grid barrier; given, or 0 for no limit of its own."""
     assert [choose(SPLIT, H200, {"window": window}).config.early for window in (0, 1, 3, 6)] == [0, 1, 2, 4]
     assert [choose(SPLIT, H200, {"early": early}).config.early for early in (0, 1)] == [0, 1]
-    with pytest.raises(ConfigError, match="the config has early=-1, it must be 0 or a positive number"):
+    with pytest.raises(ConfigError, match="the config has early=-1, it must be a number of stages, 0 to 12"):
         choose(SPLIT, H200, {"early": -1})
 
 

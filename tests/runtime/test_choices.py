@@ -112,8 +112,8 @@ def test_a_kept_choice_is_not_weighed_again_until_somebody_looks(kept: KeptChoic
     model = cf.PRESETS["llama-2-7b"]
     first = stages.lower(ffn_block, model, 1, "bf16", H100_SXM, kept=kept)
     weighed: list[Any] = []
-    real = stages.choose
-    monkeypatch.setattr(stages, "choose", lambda *args: (weighed.append(args), real(*args))[1])
+    real = stages.settle
+    monkeypatch.setattr(stages, "settle", lambda *args: (weighed.append(args), real(*args))[1])
     second = stages.lower(ffn_block, model, 1, "bf16", H100_SXM, kept=kept)
     assert not weighed
     assert second.source == first.source

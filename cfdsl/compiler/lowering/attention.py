@@ -6,7 +6,7 @@ import math
 
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
-from cfdsl.compiler.geometry import head_groups, tile_tokens, token_groups
+from cfdsl.compiler.geometry import head_groups, least_kv_stage, tile_tokens, token_groups
 from cfdsl.compiler.lowering.values import Cache, Softmax, Vector
 from cfdsl.compiler.lowering.vectors import materialise
 from cfdsl.compiler.plan import Stream
@@ -117,7 +117,7 @@ def lower_attend(b: Builder, node: Node) -> None:
     itemsize = ITEMSIZE[node.args[1].types[0].dtype]
     tokens = tile_tokens(group, dim, itemsize, b.config.stage_bytes, b.config.warps)
     if not tokens:
-        need = groups * 2 * 32 * 8 * 2 * itemsize
+        need = least_kv_stage(group, dim, itemsize, b.config.warps)
         raise ConfigError(name="stage_bytes", value=b.config.stage_bytes, expected=f"at least {need}, one step of tokens", src=node.src)
     sharded = isinstance(b.placed.of(node).cluster, Partial)
     per_warp = -(-group // head_groups(group))

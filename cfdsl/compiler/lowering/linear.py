@@ -5,8 +5,8 @@ from __future__ import annotations
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
-from cfdsl.compiler.geometry import RowTiles, least_stage, row_pieces, thread_registers, tile_rows, warps_per_row
-from cfdsl.compiler.lowering.pointwise import CHUNK, Where, aligned, expression, fragment_var
+from cfdsl.compiler.geometry import CHUNK, RowTiles, least_stage, row_pieces, thread_registers, tile_rows, warps_per_row
+from cfdsl.compiler.lowering.pointwise import Where, aligned, expression, fragment_var
 from cfdsl.compiler.lowering.values import Product
 from cfdsl.compiler.lowering.weights import Matrix, matrix
 from cfdsl.dsl.graph import ITEMSIZE, Node

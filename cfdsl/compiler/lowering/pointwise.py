@@ -8,7 +8,7 @@ from math import prod
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
-from cfdsl.compiler.geometry import RowTiles
+from cfdsl.compiler.geometry import CHUNK, RowTiles
 from cfdsl.compiler.lowering.products import flush
 from cfdsl.compiler.lowering.select import looked_up
 from cfdsl.compiler.lowering.values import Product, Scalar, Shared, SharedTerms, Vector
@@ -16,7 +16,6 @@ from cfdsl.dsl.graph import VIEWS, Node
 from cfdsl.dsl.placement import Placement, Shard
 from cfdsl.errors import NotLowered
 
-CHUNK = 8  # elements that a fragment reads at a time
 ELEMENTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm", "embedding")
 
 

@@ -7,7 +7,8 @@ from math import prod
 
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
-from cfdsl.compiler.lowering.pointwise import CHUNK, Where, through_view
+from cfdsl.compiler.geometry import CHUNK
+from cfdsl.compiler.lowering.pointwise import Where, through_view
 from cfdsl.compiler.lowering.values import stored
 from cfdsl.dsl.graph import Node
 from cfdsl.errors import NotLowered
