@@ -34,7 +34,7 @@ class Access:
 
     def done_by(self, at: Mapping[str, int]) -> bool:
         """Whether the CTA at these coordinates does it."""
-        return all(at[name] == value for name, value in self.by)
+        return not self.by or all(at[name] == value for name, value in self.by)
 
     def count(self, cta: int) -> int:
         """Elements that a CTA accesses."""
@@ -45,12 +45,17 @@ class Access:
         n = self.count(cta)
         return (n - 1) // self.block * self.stride + (n - 1) % self.block + 1 if self.block and n else n
 
-    def runs(self, plan: KernelPlan, cta: int) -> Iterator[Run]:
-        """Where they lie, in a CTA that does it."""
-        start, n = self.offset.at(plan.coordinates(cta)), self.count(cta)
-        for first in range(0, n, self.block or n or 1):
-            at = start + (first // self.block * self.stride if self.block else 0)
-            yield at, at + min(self.block or n, n - first)
+    def runs(self, plan: KernelPlan) -> Iterator[Run]:
+        """Where they lie, over all CTAs that do it."""
+        for cta, at in enumerate(plan.everywhere):
+            if not self.done_by(at):
+                continue
+            start, n = self.offset.at(at), self.count(cta)
+            if not self.block:
+                yield start, start + n
+            else:
+                yield from ((start + i // self.block * self.stride, start + i // self.block * self.stride + min(self.block, n - i))
+                            for i in range(0, n, self.block))  # fmt: skip
 
 
 def rows_of(share: Share, cta: int) -> int:

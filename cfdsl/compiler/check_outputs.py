@@ -20,8 +20,7 @@ def stored_whole(plan: KernelPlan) -> Found:
     for step in plan.steps:
         for access in accesses(plan, step):
             if access.kind == WRITE:
-                doers = (cta for cta in range(plan.mesh.ctas) if access.done_by(plan.coordinates(cta)))
-                runs.setdefault(access.name, []).extend(run for cta in doers for run in access.runs(plan, cta))
+                runs.setdefault(access.name, []).extend(access.runs(plan))
                 sources[access.name] = step.src
     for name, found in runs.items():
         reached = 0

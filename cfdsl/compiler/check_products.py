@@ -69,7 +69,7 @@ def products(plan: KernelPlan) -> Found:
         if spread != _spread(tiles):
             total = f"(columns, pieces, warps to a row) {_spread(tiles)}, of the vector {spread}"
             yield PlanError(what=f"rows of {name} meet a vector that is spread in another way", sum=total, src=step.src)
-        starts = sorted({tiles.col0.at(plan.coordinates(cta)) for cta in range(plan.mesh.ctas)})
+        starts = sorted({tiles.col0.at(at) for at in plan.everywhere})
         whole = range(starts[0], starts[0] + step.params["length"], tiles.cols)
         if starts != list(whole) or tiles.cols * len(starts) != step.params["length"]:
             total = f"{len(starts)} x {tiles.cols} columns, of {step.params['length']}"

@@ -10,7 +10,6 @@ CHUNK = 8  # elements that a thread has of a fragment at a time
 COPY_BYTES = 16  # bulk copies and st.async pushes of 4 words move multiples of this, from and to multiples of it
 WARP_SPLITS = (16, 8, 4, 2, 1)  # warps that may share a row
 MAX_PIECES = 16  # of a row that is longer than a stage
-OTHER_REGISTERS = 26  # of a product's loop, for addresses and sums: with 24 left, 11008 bf16 columns spill (ptxas of CUDA 13, sm_90a)
 REGISTERS_PER_SM = 65536
 MOST_REGISTERS = 255  # that a thread can have
 HEADS_PER_WARP = 4  # query heads of one KV head that a warp keeps in registers; mirrors `primitives.attention.Attend`
@@ -119,15 +118,22 @@ def warps_per_row(cols: int, rows: int, warps: int, pieces: int = 1, registers: 
         chunks = -(-(cols // pieces // 8) // (32 * wpr))
         per_warp = rows // groups
         cost = per_warp * chunks * 16 + -(-per_warp // 2) * 12
-        fits = product_registers(chunks, pieces) <= registers
+        fits = product_registers(chunks, pieces, per_warp) <= registers
         if fits and (best is None or (cost, chunks) < best[:2]):
             best = (cost, chunks, wpr)
     return best[2] if best else 0
 
 
-def product_registers(chunks: int, pieces: int = 1) -> int:
-    """Registers of a thread in a product's loop: the vector in f32, the 16-bit weights of a row of two tiles, and OTHER_REGISTERS."""
-    return 8 * chunks * pieces + 2 * 4 * chunks + OTHER_REGISTERS
+def product_registers(chunks: int, pieces: int = 1, rows: int = 1) -> int:
+    """Registers of a thread in a product's loop, about: with fewer it spills. `chunks` and `rows` are a warp's, of a tile.
+
+    The vector in f32, the 16-bit weights of two tiles, and the sums of a batch of rows (see `primitives.gemv`); what comes to it grows
+    with these. It tells which of 130 products spill (rows of 24 to 11008, 4, 8 and 16 warps, one and two CTAs to an SM; ptxas of CUDA 13,
+    sm_90a): 24 in these arrays fit 56 registers and 40 do not, 64 fit 96 and 72 do not, 112 fit 168 and 128 do not, 160 fit 255.
+    """
+    sums = max(2, 8 // (rows * pieces)) * rows
+    held = 8 * chunks * pieces + 2 * 4 * chunks * rows + max(0, sums - 8)
+    return -(-held * 11 // 8) + 8
 
 
 def thread_registers(warps: int, ctas_per_sm: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from cfdsl.compiler.accesses import ADD, READ, WRITE, Access, accesses
@@ -26,14 +27,17 @@ def _counted(plan: KernelPlan, exchange: Exchange, touched: dict[str, list[Acces
     sizes = {arg.name: ITEMSIZE[arg.dtype] for arg in plan.args}
     written, read = ([0] * plan.mesh.ctas for _ in range(2))
     for name in exchange.values:
-        for cta in range(plan.mesh.ctas):
-            written[cta] += sizes[name] * _elements(plan, cta, touched[name], (WRITE, ADD))
-            read[cta] += sizes[name] * _elements(plan, cta, touched[name], (READ,))
+        for counts, kinds in ((written, (WRITE, ADD)), (read, (READ,))):
+            found = [access for access in touched[name] if access.kind in kinds]
+            for cta, at in enumerate(plan.everywhere):
+                counts[cta] += sizes[name] * _elements(cta, at, found)
     most = max(written)
     return replace(exchange, payload=most, sent_bytes=most, received_bytes=max(read), total=sum(written) + sum(read))
 
 
-def _elements(plan: KernelPlan, cta: int, found: list[Access], kinds: tuple[str, ...]) -> int:
-    at = plan.coordinates(cta)
-    mine = {(a.offset.at(at), a.block, a.stride, a.count(cta)) for a in found if a.kind in kinds and a.done_by(at)}
-    return sum(n for *_, n in mine)
+def _elements(cta: int, at: Mapping[str, int], found: list[Access]) -> int:
+    """Elements that these accesses of one vector touch in a CTA."""
+    mine = [access for access in found if access.done_by(at)]
+    if len(mine) < 2:
+        return sum(access.count(cta) for access in mine)
+    return sum(n for *_, n in {(access.offset.at(at), access.block, access.stride, access.count(cta)) for access in mine})

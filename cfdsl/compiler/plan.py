@@ -8,6 +8,7 @@ Sizes are in bytes unless a name says otherwise; geometry is in elements.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from cfdsl.compiler.config import Config
@@ -207,11 +208,19 @@ class KernelPlan:
 
     def coordinates(self, cta: int) -> dict[str, int]:
         """What affine offsets are multiples of, in one CTA (see `affine`): all but the indices that it reads from device memory."""
-        cluster, rank = divmod(cta, self.mesh.ranks)
-        group, split = divmod(cluster, self.mesh.splits)
-        at = {"cluster": cluster, "rank": rank, "group": group, "split": split}
-        at |= {f"slice{n}": cluster // (self.mesh.clusters // n) for n in self.slices}
-        return at | {share.symbol: share.bounds(cta)[0] // share.granule for share in self.shares}
+        return self.everywhere[cta]
+
+    @cached_property
+    def everywhere(self) -> tuple[dict[str, int], ...]:
+        """The coordinates of all CTAs."""
+        found = []
+        for cta in range(self.mesh.ctas):
+            cluster, rank = divmod(cta, self.mesh.ranks)
+            group, split = divmod(cluster, self.mesh.splits)
+            at = {"cluster": cluster, "rank": rank, "group": group, "split": split}
+            at |= {f"slice{n}": cluster // (self.mesh.clusters // n) for n in self.slices}
+            found.append(at | {share.symbol: share.bounds(cta)[0] // share.granule for share in self.shares})
+        return tuple(found)
 
     @property
     def grid(self) -> int:

@@ -12,6 +12,7 @@ from cfdsl.compiler.config import Config
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import KernelPlan
 from cfdsl.dsl.fusion import Fusion, expect_fusion
+from cfdsl.dsl.source import warn_user
 from cfdsl.errors import CfdslError, ColdCompileInCapture, UnknownOption, attempt, raise_all
 from cfdsl.models import ModelConfig, resolve
 from cfdsl.runtime import artifacts, device, toolchain
@@ -22,6 +23,11 @@ from cfdsl.runtime.kernel import Kernel
 _FIELDS = tuple(field.name for field in dataclasses.fields(Config))
 
 K = TypeVar("K", bound=Kernel)
+
+
+class RegistersSpilled(UserWarning):
+    """A kernel's threads have more to hold than registers: it is right, and slower than it need be."""
+
 
 _kernels: dict[str, Kernel] = {}
 _lock = threading.Lock()
@@ -157,4 +163,8 @@ def _compile(cache: KernelCache, lowered: Lowered, key: str) -> Entry:
         "registers": binary.registers, "stack": binary.stack, "spills": artifacts.spill_bytes(built.log) if binary.stack else 0,
         "compile_seconds": round(built.seconds, 3), "log": built.log,
     }  # fmt: skip
+    if meta["spills"]:
+        cure = "ctas_per_sm=1 leaves it twice as many" if plan.config.ctas_per_sm > 1 else "more warps leave it less to hold"
+        text = f"{plan.name} spills: each thread keeps {meta['spills']} bytes beside its {binary.registers} registers, in memory; {cure}"
+        warn_user(text, RegistersSpilled)
     return cache.add(key, {"object": built.object, "ptx": built.ptx, "cubin": built.cubin}, meta)

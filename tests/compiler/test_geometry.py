@@ -57,9 +57,10 @@ def test_tile_rows(cols: int, itemsize: int, stage_bytes: int, divides: int, row
         (4096, 1, 8, 8),  # one row: all warps share it
         (4096, 1, 4, 4),  # 4 chunks each
         (8192, 1, 8, 8),  # 1024 chunks / 256 = 4
-        (14336, 1, 8, 8),  # 7 chunks: 56 + 56 + 26 = 138 registers of 168
-        (16384, 1, 8, 8),  # 8 chunks: 154
-        (18432, 1, 8, 0),  # 9 chunks: 170
+        (14336, 1, 8, 8),  # 7 chunks: (56 + 56) * 11 / 8 + 8 = 162 registers of 168
+        (16384, 1, 8, 0),  # 8 chunks: 184
+        (128, 128, 8, 0),  # short rows: 16 to a warp are 8 + 128 + 24 registers in arrays: 228
+        (128, 64, 8, 1),  # 8 to a warp: 118
         (18432, 1, 16, 16),  # 5 chunks
         (4096, 2, 1, 0),  # 16 chunks for one warp
     ],
@@ -79,9 +80,9 @@ def test_warps_per_row_is_always_possible_geometry(chunks: int, rows: int, warps
 
 def test_the_registers_of_a_product() -> None:
     """11008 columns in 2 pieces over 8 warps: 3 chunks a piece, 6 of the vector (48 registers) and 3 in each of two tiles (24)."""
-    assert product_registers(3, pieces=2) == 48 + 24 + 26
+    assert product_registers(3, pieces=2) == (48 + 24) * 11 // 8 + 8 == 107
     assert warps_per_row(11008, 1, 8, 2, thread_registers(9, 1)) == 8
-    assert warps_per_row(11008, 1, 8, 2, thread_registers(9, 2)) == 0  # two CTAs share an SM: 98 of 96
+    assert warps_per_row(11008, 1, 8, 2, thread_registers(9, 2)) == 0  # two CTAs share an SM: 107 of 96
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,10 @@ def test_split_k_tiles() -> None:
 
 def test_atomic_output_tiles() -> None:
     # a head's 128 columns of 4096 / 4 = 1024 rows: 256 B a row, 64 rows a stage
-    plan = block(out="atomic")
+    plan = block(out="atomic", ctas_per_sm=1)
     tiles = gemv(plan, "wo")
     assert (tiles.rows, tiles.tiles, tiles.cols, tiles.ld) == (64, 16, 128, 4096)
+    assert gemv(block(out="atomic", ctas_per_sm=2), "wo").rows == 32  # with 96 registers a warp takes 4 rows, and not 8
     last = corners(plan)[-1]
     assert (tiles.row0.at(last), tiles.col0.at(last)) == (3 * 1024, 31 * 128)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -34,6 +35,17 @@ from cfdsl.runtime.cache import root
 from cfdsl.runtime.kernel import STATUS
 from fusions.attention_block import attention_block
 from fusions.rms_norm import rms_norm
+
+
+@pytest.mark.compile
+def test_a_kernel_that_spills_is_warned_of_at_the_users_line(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+    real = build.artifacts.read_cubin
+    monkeypatch.setattr(build.artifacts, "read_cubin", lambda cubin: dataclasses.replace(real(cubin), stack=64))
+    monkeypatch.setattr(build.artifacts, "spill_bytes", lambda log: 128)
+    with pytest.warns(build.RegistersSpilled, match="rms_norm spills: each thread keeps 128 bytes beside its .* in memory") as caught:
+        compile(rms_norm, "smollm2-135m", part="h100-sxm", ctas_per_sm=2)
+    assert caught[0].filename == __file__
+    assert str(caught[0].message).endswith("ctas_per_sm=1 leaves it twice as many")
 
 
 @pytest.mark.compile

@@ -109,16 +109,27 @@ def bias_expr(b: Builder, node: Node) -> Expr | None:
 
 
 def _rows(b: Builder, node: Node, cols: int, itemsize: int, divides: int) -> int:
+    """Rows of a tile: as many as fit a stage, and of short ones no more than a warp has registers for."""
     rows = tile_rows(cols, itemsize, b.config.stage_bytes, divides)
     if rows == 0:
         expected = f"at least {least_stage(cols, itemsize)}, a piece of a weight row"
         raise ConfigError(name="stage_bytes", value=b.config.stage_bytes, expected=expected, src=node.src)
+    pieces = row_pieces(cols, itemsize, b.config.stage_bytes)
+    while rows > 1 and not _warps(b, cols, rows, pieces):
+        rows //= 2
     return rows
 
 
+def _warps(b: Builder, cols: int, rows: int, pieces: int) -> int:
+    return warps_per_row(cols, rows, b.config.warps, pieces, _registers(b))
+
+
+def _registers(b: Builder) -> int:
+    return thread_registers(b.config.warps + 1, b.config.ctas_per_sm)
+
+
 def _wpr(b: Builder, node: Node, cols: int, rows: int, pieces: int) -> int:
-    registers = thread_registers(b.config.warps + 1, b.config.ctas_per_sm)
-    found = warps_per_row(cols, rows, b.config.warps, pieces, registers)
+    registers, found = _registers(b), _warps(b, cols, rows, pieces)
     if not found:
         why = f"a row of {cols} elements does not fit the {registers} registers of each thread of {b.config.warps} warps"
         raise NotLowered(op="linear", why=why, advice="use more warps, or one CTA per SM", src=node.src)
