@@ -1,7 +1,7 @@
 """The kernel plan: plain frozen records between the placed graph and the generated source.
 
 Nothing here is code. A plan says what one CTA does: which bytes its producer warp streams through the ring, which steps its consumer
-warps take, which buffers and barriers they use, and which exchanges they take part in. `check.py` proves the arithmetic of it.
+warps take, which buffers and barriers they use, and which exchanges they take part in. `check` proves the arithmetic of it.
 Sizes are in bytes unless a name says otherwise; geometry is in elements.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cfdsl.compiler.builder import BufferSpec, Builder
 from cfdsl.compiler.config import Config
+from cfdsl.compiler.exchange_bytes import with_counted
 from cfdsl.compiler.limits import limits
 from cfdsl.compiler.lowering import lower_node
 from cfdsl.compiler.lowering.ahead import fetch_ahead
@@ -12,7 +13,6 @@ from cfdsl.compiler.lowering.multicast import gather_shared
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
 from cfdsl.compiler.lowering.stores import clear_sums, share_of, store
 from cfdsl.compiler.lowering.values import stored
-from cfdsl.compiler.moved import with_counted
 from cfdsl.compiler.plan import TRACE_ARG, Arg, Barrier, Buffer, KernelPlan, Ring, Step
 from cfdsl.compiler.signature import signature
 from cfdsl.dsl.graph import ITEMSIZE, Node

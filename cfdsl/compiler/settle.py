@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from cfdsl.compiler.candidates import MIN_STAGES, refused_by_error
 from cfdsl.compiler.check import check
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import Candidate, Choice, choose, early_tiles, tiles_in_flight
+from cfdsl.compiler.cost.candidates import MIN_STAGES, refused_by_error
+from cfdsl.compiler.cost.refusals import once_each
 from cfdsl.compiler.limits import limits
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import KernelPlan
-from cfdsl.compiler.refusals import once_each
 from cfdsl.compiler.schedule import schedule
 from cfdsl.dsl.graph import Graph
 from cfdsl.dsl.place import PlacedGraph, place

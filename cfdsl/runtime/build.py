@@ -7,8 +7,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from cfdsl.compiler.candidates import override_errors
 from cfdsl.compiler.config import Config
+from cfdsl.compiler.cost.candidates import override_errors
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import KernelPlan
 from cfdsl.dsl.fusion import Fusion, expect_fusion

@@ -16,13 +16,13 @@ from measured import CASES, Case, Shape
 import cfdsl as cf
 import fusions
 from cfdsl import PRESETS, Mesh, place
-from cfdsl.compiler import cost
 from cfdsl.compiler.config import Config
+from cfdsl.compiler.cost import choice as cost
 from cfdsl.compiler.cost import choose, explain, weighed
-from cfdsl.compiler.estimate import ctas_on_busiest_sm, flight_share, pauses_us, stream_us, waves_of
+from cfdsl.compiler.cost.estimate import ctas_on_busiest_sm, flight_share, pauses_us, stream_us, waves_of
+from cfdsl.compiler.cost.smem import fixed_smem
+from cfdsl.compiler.cost.traffic import Load, Pause, Traffic, traffic
 from cfdsl.compiler.parts import B200, H100_SXM, H200, PARTS, RTX_PRO_6000
-from cfdsl.compiler.smem import fixed_smem
-from cfdsl.compiler.traffic import Load, Pause, Traffic, traffic
 from cfdsl.errors import ArgumentError, ClusterSizeUnsupported, ConfigError, Errors, NoLegalConfig, NothingToSplit
 from fusions.attention_block import attention_block
 from fusions.ffn_block import ffn_block

@@ -15,16 +15,16 @@ from cfdsl import PRESETS, Mesh, place
 from cfdsl.compiler.check import check
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import choose
+from cfdsl.compiler.cost.estimate import estimate, pause_us
+from cfdsl.compiler.cost.smem import fixed_smem
+from cfdsl.compiler.cost.traffic import Pause, traffic
 from cfdsl.compiler.emit import emit
-from cfdsl.compiler.estimate import estimate, pause_us
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.lowering.multicast import pieces
 from cfdsl.compiler.parts import H100_SXM, H200, Part
 from cfdsl.compiler.plan import KernelPlan, Step
 from cfdsl.compiler.plan_text import plan_text
 from cfdsl.compiler.shared_inputs import shared_inputs
-from cfdsl.compiler.smem import fixed_smem
-from cfdsl.compiler.traffic import Pause, traffic
 from cfdsl.errors import CfdslError
 from fusions.attention_block import attention_block
 

@@ -7,8 +7,8 @@ import pytest
 import cfdsl as cf
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import choose
+from cfdsl.compiler.cost.smem import fixed_smem
 from cfdsl.compiler.parts import H100_SXM
-from cfdsl.compiler.smem import fixed_smem
 from cfdsl.errors import ClustersDoNotDivide, Errors, NoLegalConfig, NotResident, SharedMemoryExceeded
 from fusions.attention_block import attention_block
 from fusions.ffn_block import ffn_block

@@ -8,7 +8,7 @@ import plans
 import pytest
 from plans import block, buffer, norm, steps_of
 
-from cfdsl.compiler.check_memory import corners
+from cfdsl.compiler.check.memory import corners
 from cfdsl.compiler.geometry import RowTiles
 from cfdsl.compiler.plan import KernelPlan
 from cfdsl.compiler.schedule import separated

@@ -6,7 +6,7 @@ import pytest
 from plans import plan_graph
 
 import cfdsl as cf
-from cfdsl.compiler.traffic import traffic
+from cfdsl.compiler.cost.traffic import traffic
 from cfdsl.dsl.interpret import count_traffic
 from fusions.attention_block import attention_block
 from fusions.decoder_layer import decoder_layer

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import ceil, prod
 
 from cfdsl.compiler.config import Config
+from cfdsl.compiler.cost.traffic import leaf_of, local_elements, size_of
 from cfdsl.compiler.geometry import (
     CHUNK,
     COPY_BYTES,
@@ -16,7 +17,6 @@ from cfdsl.compiler.geometry import (
     row_pieces,
     thread_registers,
 )
-from cfdsl.compiler.traffic import leaf_of, local_elements, size_of
 from cfdsl.dsl.exchange import PUSH, WORD, in_two_rounds
 from cfdsl.dsl.graph import CLUSTER_COLLECTIVES, ITEMSIZE, Node
 from cfdsl.dsl.place import PlacedGraph

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from cfdsl.compiler.check import CHECKS, fits
+from cfdsl.compiler.check.checks import CHECKS, fits
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import KernelPlan
 

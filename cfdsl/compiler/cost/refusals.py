@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from cfdsl.compiler.candidates import refused_by_slices
 from cfdsl.compiler.config import Config
+from cfdsl.compiler.cost.candidates import refused_by_slices
+from cfdsl.compiler.cost.smem import smem_pieces
 from cfdsl.compiler.parts import Part
-from cfdsl.compiler.smem import smem_pieces
 from cfdsl.dsl.graph import GRID_COLLECTIVES, Graph
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Mesh

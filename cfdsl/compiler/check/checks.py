@@ -1,4 +1,4 @@
-"""Proofs about a plan, on the host: a mistake here is an error with the sum spelled out, and never a hung or corrupting GPU.
+"""The list of checks, and those of the ring, the barriers and the buffers.
 
 Each check is a function from a plan to the errors it found; `CHECKS` lists them. They recompute everything from the steps: none of them
 trusts what the builder counted.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from cfdsl.compiler.check_exchange import PUSHES, exchange_bytes, exchange_records, landing_places, pushed_bytes, rendezvous
-from cfdsl.compiler.check_memory import cache_heads, fragments, shares_cover, vectors, workspaces
-from cfdsl.compiler.check_multicast import buffers_as_they_are, early_requests, whole_vectors
-from cfdsl.compiler.check_outputs import stored_whole, terms_once
-from cfdsl.compiler.check_products import addresses, products, streamed_types
-from cfdsl.compiler.check_shared import shared_vectors
+from cfdsl.compiler.check.exchange import PUSHES, exchange_bytes, exchange_records, landing_places, pushed_bytes, rendezvous
+from cfdsl.compiler.check.memory import cache_heads, fragments, shares_cover, vectors, workspaces
+from cfdsl.compiler.check.multicast import buffers_as_they_are, early_requests, whole_vectors
+from cfdsl.compiler.check.outputs import stored_whole, terms_once
+from cfdsl.compiler.check.products import addresses, products, streamed_types
+from cfdsl.compiler.check.shared import shared_vectors
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import KernelPlan, Step
 from cfdsl.compiler.schedule import separated

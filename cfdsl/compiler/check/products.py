@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import prod
 
 from cfdsl.compiler.accesses import rows_of
-from cfdsl.compiler.check_memory import corners
+from cfdsl.compiler.check.memory import corners
 from cfdsl.compiler.geometry import COPY_BYTES, RowTiles
 from cfdsl.compiler.plan import KernelPlan, Step
 from cfdsl.dsl.graph import ITEMSIZE

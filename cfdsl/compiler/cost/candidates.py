@@ -7,10 +7,10 @@ from dataclasses import fields
 from typing import Any
 
 from cfdsl.compiler.config import CLUSTER_SIZES, Config
+from cfdsl.compiler.cost.slices import kv_tile, refused_by_slices
+from cfdsl.compiler.cost.traffic import DEFAULT_SIZES, leaf_of
 from cfdsl.compiler.geometry import least_kv_stage
 from cfdsl.compiler.parts import Part
-from cfdsl.compiler.slices import kv_tile, refused_by_slices
-from cfdsl.compiler.traffic import DEFAULT_SIZES, leaf_of
 from cfdsl.dsl.graph import Graph
 from cfdsl.dsl.verify import LEAVES
 from cfdsl.errors import ArgumentError, CfdslError, ClusterSizeUnsupported, ConfigError, Errors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from cfdsl.compiler.check_multicast import multicast_bytes
+from cfdsl.compiler.check.multicast import multicast_bytes
 from cfdsl.compiler.plan import Barrier, KernelPlan, Step
 from cfdsl.errors import CfdslError, PlanError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from cfdsl.compiler.check_memory import corners
+from cfdsl.compiler.check.memory import corners
 from cfdsl.compiler.plan import Arg, KernelPlan, Step
 from cfdsl.dsl.graph import ITEMSIZE
 from cfdsl.errors import CfdslError, PlanError

@@ -8,7 +8,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from cfdsl.compiler.candidates import (
+from cfdsl.compiler.config import Config
+from cfdsl.compiler.cost.candidates import (
     MAX_STAGES,
     MIN_STAGES,
     geometries,
@@ -18,13 +19,12 @@ from cfdsl.compiler.candidates import (
     refused_by_slices,
     size_errors,
 )
-from cfdsl.compiler.config import Config
-from cfdsl.compiler.estimate import Estimate, estimate
+from cfdsl.compiler.cost.estimate import Estimate, estimate
+from cfdsl.compiler.cost.refusals import nothing_left
+from cfdsl.compiler.cost.smem import SmemOf, fit_stages, fixed_smem
+from cfdsl.compiler.cost.traffic import Traffic, streams, traffic
 from cfdsl.compiler.parts import Part
-from cfdsl.compiler.refusals import nothing_left
 from cfdsl.compiler.shared_inputs import shared_inputs
-from cfdsl.compiler.smem import SmemOf, fit_stages, fixed_smem
-from cfdsl.compiler.traffic import Traffic, streams, traffic
 from cfdsl.dsl.graph import GRID_COLLECTIVES, Graph
 from cfdsl.dsl.place import PlacedGraph, place
 from cfdsl.dsl.placement import Mesh

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from math import ceil, prod
 
-from cfdsl.compiler.moves import Pause, local_elements, size_of, slice_read
+from cfdsl.compiler.cost.moves import Pause, local_elements, size_of, slice_read
 from cfdsl.dsl.exchange import WORD, heads_of_part, in_parts, pushed
 from cfdsl.dsl.graph import GRID_COLLECTIVES, VIEWS, Node
 from cfdsl.dsl.place import PlacedGraph

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from cfdsl.compiler.check_memory import corners
+from cfdsl.compiler.check.memory import corners
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.plan import Buffer, KernelPlan, Step
 from cfdsl.errors import CfdslError, PlanError

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from math import ceil, prod
 
-from cfdsl.compiler.moves import DEFAULT_SIZES, POINTWISE, Load, Pause, Traffic, local_elements, size_of, slice_read
-from cfdsl.compiler.pauses import Pauses, heads_of
+from cfdsl.compiler.cost.moves import DEFAULT_SIZES, POINTWISE, Load, Pause, Traffic, local_elements, size_of, slice_read
+from cfdsl.compiler.cost.pauses import Pauses, heads_of
 from cfdsl.dsl.graph import ITEMSIZE, VIEWS, Graph, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Shard
