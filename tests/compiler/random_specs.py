@@ -18,7 +18,7 @@ from cfdsl.dsl.graph import Graph, Node
 from cfdsl.dsl.interpret.run import leaf_tensors
 from cfdsl.dsl.place import _place
 from cfdsl.dsl.placement import Partial, Placement
-from cfdsl.dsl.trace import current
+from cfdsl.dsl.trace import Tracer, current
 
 Line = tuple[int, int, int, int]
 SIZES = (64, 128, 192, 320)
@@ -35,6 +35,7 @@ class _Writer:
     values: list[cf.Value] = field(default_factory=list)
     placements: dict[Node, tuple[Placement, ...]] = field(default_factory=dict)
     leaves: int = 0
+    kept: int = 0  # nodes of the lines that were taken
     axis: Any = None
 
     def pick(self, i: int) -> cf.Value:
@@ -73,8 +74,17 @@ class _Writer:
             refused = True
         if refused:
             self.placements = known
+            self._forget(tracer)
         else:
             self.values += results
+            self.kept = len(tracer.order)
+
+    def _forget(self, tracer: Tracer) -> None:
+        """As if the line had not been written: what nothing needs is placed too."""
+        lost = set(tracer.order[self.kept :])
+        del tracer.order[self.kept :]
+        tracer.effects[:] = [node for node in tracer.effects if node not in lost]
+        tracer._same = {key: node for key, node in tracer._same.items() if node not in lost}
 
     def _place(self, node: Node, graph: Any) -> None:
         for arg in node.args:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -77,22 +79,39 @@ def test_lengths_at_and_past_the_ends(length: int) -> None:
     agree(lowered.plan, lowered.placed, tensors)
 
 
+def checked(lines: Sequence[Line], block: tuple[int, int], mesh: cf.Mesh, **fields: Any) -> bool:
+    """Whether a random spec was compiled, and then computes what the oracle does; else it is refused with a line."""
+    first, last = sorted(min(end, len(lines)) for end in block)
+    graph = random_spec(lines, (first, last), mesh).trace(TOY)
+    try:
+        placed = cf.place(graph, mesh)
+        plan = plan_graph(graph, mesh.clusters, mesh.ranks, splits=mesh.splits, **fields)
+    except cf.CfdslError as error:
+        for each in error.errors if isinstance(error, Errors) else (error,):
+            assert each.src is not None or isinstance(each, (ClustersDoNotDivide, NothingToSplit)), each
+            assert not isinstance(each, PlanError)
+        return False
+    check(plan, H100_SXM)
+    emit(plan)
+    agree(plan, placed, random_tensors(graph))
+    return True
+
+
+@pytest.mark.filterwarnings("ignore::cfdsl.dsl.trace.UnusedArgument")
 @given(LINES, st.tuples(st.integers(0, 10), st.integers(0, 10)), st.sampled_from((1, 2, 4, 8)), st.sampled_from((1, 2, 4)),
        st.sampled_from((1, 1, 3)), st.booleans(), st.sampled_from((16384, 1024)))  # fmt: skip
 def test_a_random_spec_is_refused_with_a_line_or_computes_what_the_oracle_does(
     lines: list[Line], block: tuple[int, int], groups: int, ranks: int, splits: int, multicast: bool, stage_bytes: int
 ) -> None:
-    first, last = sorted(min(end, len(lines)) for end in block)
-    mesh = cf.Mesh(groups * splits, ranks, splits)
-    graph = random_spec(lines, (first, last), mesh).trace(TOY)
-    try:
-        placed = cf.place(graph, mesh)
-        plan = plan_graph(graph, mesh.clusters, mesh.ranks, splits=splits, multicast=multicast, stage_bytes=stage_bytes)
-    except cf.CfdslError as error:
-        for each in error.errors if isinstance(error, Errors) else (error,):
-            assert each.src is not None or isinstance(each, (ClustersDoNotDivide, NothingToSplit)), each
-            assert not isinstance(each, PlanError)
-        return
-    check(plan, H100_SXM)
-    emit(plan)
-    agree(plan, placed, random_tensors(graph))
+    checked(lines, block, cf.Mesh(groups * splits, ranks, splits), multicast=multicast, stage_bytes=stage_bytes)
+
+
+@pytest.mark.filterwarnings("ignore::cfdsl.dsl.trace.UnusedArgument")
+def test_most_random_specs_are_compiled() -> None:
+    """Were they refused, or written in vain, the property above would say little."""
+    rng, compiled = random.Random(0), 0
+    for _ in range(200):
+        lines = [(rng.randrange(256), rng.randrange(256), rng.randrange(256), rng.randrange(256)) for _ in range(rng.randint(1, 8))]
+        block = (rng.randint(0, len(lines)), rng.randint(0, len(lines)))
+        compiled += checked(lines, block, cf.Mesh(rng.choice((1, 2, 4, 8)), rng.choice((1, 2, 4))))
+    assert compiled > 100
