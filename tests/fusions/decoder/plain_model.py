@@ -94,13 +94,17 @@ def logits_of(model: PlainModel, tokens: Tensor, last: int) -> Tensor:
     return torch.stack(found[-last:]).float()
 
 
+NOISES = 5  # the difference of two logits is off by the square root of 2 times as much as each: 3.5 of its standard deviations
+CONTENDERS = 100
+
+
 @dataclass(frozen=True)
 class Agreement:
     """How a 16-bit decode compares with the truth, step by step.
 
     errors      relative L2 error of each step's logits; plain_errors: of the same model in 16-bit PyTorch
-    decisive    steps at which rounding as PyTorch's cannot change the token: the best two logits of the truth are further apart than twice
-                the largest error that 16-bit PyTorch makes in any logit of that step, so two logits with such errors stay in order
+    decisive    steps at which rounding as PyTorch's hardly changes the token: the best two logits of the truth are further apart than
+                NOISES times the error that 16-bit PyTorch makes in that step, as root mean square over the CONTENDERS greatest logits
     exceptions  decisive steps at which the token is not the truth's
     equal       steps at which it is, of all
     """
@@ -120,8 +124,9 @@ class Agreement:
 
 def agreement(got: Tensor, truth: Tensor, plain: Tensor) -> Agreement:
     """Compare logits (steps, vocab) f32: of the decoder, of float32, and of 16-bit PyTorch, all fed the same tokens."""
-    best = truth.topk(2, -1).values
-    decisive = best[:, 0] - best[:, 1] > 2 * (plain - truth).abs().amax(-1)
+    best = truth.topk(min(CONTENDERS, truth.shape[-1]), -1)
+    noise = (plain - truth).gather(-1, best.indices).square().mean(-1).sqrt()
+    decisive = best.values[:, 0] - best.values[:, 1] > NOISES * noise
     same = got.argmax(-1) == truth.argmax(-1)
     errors, plain_errors = (((of - truth).norm(dim=-1) / truth.norm(dim=-1)).tolist() for of in (got, plain))
     return Agreement(errors, plain_errors, int(decisive.sum()), int((decisive & ~same).sum()), int(same.sum()))

@@ -1,10 +1,10 @@
 """The decoder on a GPU: every preset against float32 PyTorch, graphs against eager steps, and the ends of the cache.
 
 The rule, step by step, all three models being fed the tokens that the kernels chose. A step is decisive if the two greatest logits of the
-float32 model differ by more than twice the largest error that PyTorch in bf16 makes in any logit of that step: two logits whose errors are
-no larger than that cannot change places. Kernels round in other places than PyTorch, so an error of theirs may be larger: of the decisive
-steps, of which there must be one in twenty (12 of 256), the kernels choose the float32 model's token in all but 2 % (in all, where there
-are fewer than 50; in float16 always). Over all steps, the mean relative error of their logits against float32 is at most 1.1 times that of
+float32 model differ by more than 5 times the error that PyTorch in bf16 makes in that step: the root mean square over the 100 greatest
+logits, so two of them change places once in thousands of times. Kernels round in other places than PyTorch, so an error of theirs may be
+larger: of the decisive steps, of which there must be one in ten (25 of 256), the kernels choose the float32 model's token in all but 2 %
+(in float16 in all). Over all steps, the mean relative error of their logits against float32 is at most 1.1 times that of
 PyTorch in bf16, and the largest one at most twice PyTorch's largest. The token is always the argmax of the kernels' own logits.
 """
 
@@ -84,7 +84,7 @@ def test_greedy_tokens_are_those_of_float32(name: str, record_property: Callable
     print(f"\n{name}: {found}")
     record_property("agreement", str(found))
     record_property("relative_errors", " ".join(f"{error:.2e}" for error in found.errors))
-    assert found.decisive >= STEPS // 20, found
+    assert found.decisive >= STEPS // 10, found
     assert found.exceptions <= found.decisive // 50, found
     assert sum(found.errors) <= 1.1 * sum(found.plain_errors), found
     assert max(found.errors) <= 2 * max(found.plain_errors), found
