@@ -60,7 +60,7 @@ def init(smem: cute.Pointer, ring: cutlass.Constexpr):
 def passed(smem: cute.Pointer, ring: cutlass.Constexpr, barriers: cutlass.Constexpr):
     """The consumers have passed so many grid barriers: thread 0 says so, and the producer will see it some time later."""
     if cta.thread() == 0:
-        cta.view(smem, ring.passed, Int32, 1)[0] = Int32(barriers)
+        cute.arch.store(cta.view(smem, ring.passed, Int32, 1).iterator, Int32(barriers), sem="relaxed", scope="cta")
 
 
 def full_barrier(smem: cute.Pointer, ring: Ring, at: Int32) -> cute.Pointer:
