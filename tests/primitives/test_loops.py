@@ -29,7 +29,7 @@ EACH_ALGORITHM = [case for case in cases.LOOPS if case.cluster == 4]
     ("name", "wanted"),
     [
         ("reduce sum f32 by push", {WAIT: 1, ST_ASYNC + ".v4.b32": None, ST_ASYNC + ".b32": None, COPY: 0}),
-        ("reduce sum f32 by bulk", {WAIT: 1, COPY: 1, ST_ASYNC + ".v4.b32": 1, "fence.proxy.async.shared::cta": 2}),  # own row; 1 fence: the harness's
+        ("reduce sum f32 by bulk", {WAIT: 1, COPY: 1, ST_ASYNC + ".v4.b32": 1, "fence.proxy.async.shared::cta": 2}),
         ("reduce sum f32 by scatter_gather", {WAIT: 2, ST_ASYNC + ".v4.b32": None, COPY: 0}),
         ("reduce sum f32 by doubling", {WAIT: 2, ST_ASYNC + ".v4.b32": None, COPY: 0}),
         ("reduce sum f32 by global", {WAIT: 0, "red.release.gpu.global.add.s32": 1, "ld.acquire.gpu.global.b32": 1}),

@@ -88,17 +88,16 @@ def choose(request: Collective, part: Part, algorithm: str | None = None) -> tup
 def cycles(made: Design, part: Part) -> float:
     """SM cycles of one exchange: its rounds one after another, each with its way, its bytes, and the reading of what has come.
 
-    Latencies and rates are those of `Timing`; whether they were measured stands there. A round's bytes leave a rank at the rate of stores
-    or of bulk copies; a multicast's come from the L2. Off chip: a barrier, then reading what others wrote, at the rate of an SM's port.
+    Latencies and rates are those of `Timing`, where they come from stands there. A round's bytes leave a rank at the rate of stores or of
+    bulk copies; a multicast's arrive at the rate of the L2. Off chip: stores, a barrier, and loads of what the others stored.
     """
     t = part.timing
-    to_cycles = part.clock_ghz * 1000
     total = 0.0
     for act in made.protocol.acts:
         if act.do == PUSH and not act.lag:
             total += t.round_cycles + _way(act, made, part)
         if act.do == MEET:
-            total += (t.grid_barrier_us + t.global_round_us) * to_cycles + made.bytes_global / t.port_bytes_per_clk
+            total += t.meet_cycles + made.bytes_global / t.meet_bytes_per_clk
     return total + _folded_bytes(made) / t.fold_bytes_per_clk
 
 
@@ -117,7 +116,7 @@ def bring_cycles(made: Design, part: Part) -> float:
 def _way(act: Act, made: Design, part: Part) -> float:
     t, ranks = part.timing, made.request.cluster
     if act.by == MULTICAST:
-        return t.global_round_us * part.clock_ghz * 1000 + act.nbytes / t.port_bytes_per_clk
+        return t.multicast_cycles + act.nbytes / t.multicast_bytes_per_clk
     nbytes = act.nbytes * {EACH: ranks, OTHERS: ranks - 1}.get(act.to, 1)
     if act.by == BULK:
         return t.bulk_cycles + nbytes / t.bulk_bytes_per_clk

@@ -31,6 +31,16 @@ def test_short_terms_go_to_everybody_and_long_ones_in_pieces() -> None:
     assert chosen("reduce", (16384,)).algorithm == "scatter_gather"
 
 
+@pytest.mark.parametrize(("floats", "measured"), [(1, 270), (128, 460)])
+def test_the_estimate_of_an_all_reduce_over_4_ranks_is_near_what_was_measured(floats: int, measured: int) -> None:
+    """One H100 80GB HBM3, 2026-11-28, `bench collectives`: cycles of one exchange inside a kernel. By hand, with 4 ranks and b bytes:
+    a round of 70, 240 for the way, 4 b at 16 bytes per clock, and 4 rows, each of whole vectors, combined at 124."""
+    _, found = choose(Collective("reduce", "sum", (floats,), "f32", 4), PART)
+    push = next(c for c in found if c.algorithm == "push")
+    assert push.cycles == pytest.approx(70 + 240 + 16 * floats / 16 + 4 * max(16, 4 * floats) / 124)
+    assert push.cycles == pytest.approx(measured, rel=0.2)
+
+
 def test_what_lies_in_device_memory_is_multicast_once_and_pushed_in_a_loop() -> None:
     """A launch with one exchange saves the way into shared memory; in a row of them that way is shared, and a push is the shorter one."""
     once, often = (choose(Collective("gather", "sum", (64,), "f32", 4, repeat=repeat), PART) for repeat in (1, 100))
