@@ -11,6 +11,7 @@ import typer
 
 from cfdsl.cli.complaints import BadOption, NeedsGpu, OptionsConflict
 from cfdsl.cli.console import console
+from cfdsl.cli.outputs import expect_writable
 from cfdsl.errors import CfdslError, raise_all
 
 SIZES = (1, 2, 4, 8, 16)
@@ -62,6 +63,7 @@ def bench_collectives(
         "algorithms": words("--algorithms", algorithms, mistakes, ALGORITHMS),
     }
     raise_all(mistakes)
+    expect_writable({"--json": json, "--plot": plot})
     part = gpu_part()
     if part is None:
         raise NeedsGpu(command="python -m cfdsl bench collectives")

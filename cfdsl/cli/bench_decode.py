@@ -17,6 +17,7 @@ from cfdsl.cli.catalog import find_model
 from cfdsl.cli.complaints import NeedsGpu
 from cfdsl.cli.console import console
 from cfdsl.cli.listings import table
+from cfdsl.cli.outputs import expect_writable
 from cfdsl.cli.panels import panel
 from cfdsl.cli.request import Dtype
 from cfdsl.cli.traced import save_step
@@ -46,6 +47,7 @@ def bench_decode(
 
     contexts = parse_lengths(context, "--context")
     sizes = find_model(model)
+    expect_writable({"--json": json, "--trace": trace})
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl bench decode")
     from cfdsl.hf.decode_bench import benchmark_decode

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from cfdsl.cli.complaints import BadOption, GenerateNeedsGpu, OptionsConflict
 from cfdsl.cli.console import console
+from cfdsl.cli.outputs import expect_writable
 from cfdsl.cli.request import Dtype
 from cfdsl.cli.traced import save_step
 from cfdsl.cli.units import plural, trim
@@ -61,6 +62,7 @@ def generate(
         raise BadOption(option="--temperature", value="0", expected="above 0 where --top-k or --top-p are given")
     if backend == "oracle" and trace is not None:
         raise OptionsConflict(option="--trace", other="--backend oracle", reason="only kernels have a timeline")
+    expect_writable({"--trace": trace})
     if backend == "kernel" and gpu_part() is None:
         raise GenerateNeedsGpu()
     from cfdsl.hf.generation import Sampling, find_source

@@ -18,6 +18,7 @@ from rich.text import Text
 from cfdsl.cli.complaints import NeedsGpu
 from cfdsl.cli.console import console
 from cfdsl.cli.listings import table
+from cfdsl.cli.outputs import expect_writable
 from cfdsl.cli.panels import panel
 from cfdsl.cli.report import request_record
 from cfdsl.cli.request import Request, resolve, takes_request
@@ -38,6 +39,7 @@ def tune(
     """Measure the cost model's best configs on the GPU at hand, and say how to ask for the fastest."""
     from cfdsl.cli.gpu import gpu_part
 
+    expect_writable({"--json": json})
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl tune")
     record = tuned(request, top, jobs)

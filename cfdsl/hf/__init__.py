@@ -16,8 +16,9 @@ __all__ = ["patch", "status", "unpatch"]
 def patch(model: nn.Module, *, dtype: str | None = None, backend: Literal["kernel", "oracle"] | None = None) -> None:
     """Let cfdsl compute every call of `model` that has one new token and a StaticCache; all other calls stay Hugging Face's.
 
-    model    a LlamaForCausalLM or MistralForCausalLM in bf16 or f16. Its weights are used where they are: nothing is copied, and they
-             stay the model's parameters. Its type, its modules and its state dict do not change; `unpatch` undoes all there is.
+    model    a LlamaForCausalLM, MistralForCausalLM or Qwen2ForCausalLM in bf16 or f16. Its weights are used where they are: nothing is
+             copied, and they stay the model's parameters. Its type, its modules and its state dict do not change; `unpatch` undoes all
+             there is.
     dtype    "bf16" or "f16", to insist on one; default: what the weights are
     backend  "kernel" (default; needs a Hopper GPU) or "oracle": the placed graphs on the CPU, for tests
 

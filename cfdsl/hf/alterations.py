@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from cfdsl.models import ModelConfig, rope_inv_freq
 
-NUMBERS = ("scaling", "head_dim", "num_key_value_groups", "layer_idx", "variance_epsilon", "attention_scaling", "max_norm")
+NUMBERS = (
+    "scaling", "head_dim", "num_key_value_groups", "layer_idx", "variance_epsilon", "attention_scaling", "max_norm", "sliding_window",
+)  # fmt: skip
 OF_CONFIG = ("num_hidden_layers", "sliding_window")  # what the modules look up in the config at every call
 KNOWN_CODE = ("torch", "transformers")
 GLOBAL_HOOKS = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)

@@ -37,7 +37,8 @@ def single_mask(mask: Any) -> Tensor | None:
 def sliding_window(model: Any) -> int | None:
     """Tokens that attention looks back, where the config limits them."""
     window = getattr(model.config, "sliding_window", None)
-    return window if isinstance(window, int) else None
+    used = getattr(model.config, "use_sliding_window", True)  # a switch that Qwen2 has
+    return window if used and isinstance(window, int) else None
 
 
 def _call(model: Any, call: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from cfdsl.errors import ArgumentError, CfdslError, DecodeRefused, ModelUnsuppor
 from cfdsl.hf.alterations import alterations, first_of
 from cfdsl.models import ModelConfig
 
-MODELS = ("LlamaForCausalLM", "MistralForCausalLM")
+MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
 NAMES = {"bf16": "bf16", "bfloat16": "bf16", "f16": "f16", "fp16": "f16", "float16": "f16"}
 SPELLED = {"bf16": "bfloat16", "f16": "float16"}
@@ -74,7 +74,7 @@ def _wrong_class(kind: str) -> Reason:
 
 
 def _argument_errors(dtype: str | None, backend: str | None) -> Iterator[CfdslError]:
-    if dtype is not None and dtype not in NAMES:
+    if dtype is not None and not (isinstance(dtype, str) and dtype in NAMES):
         yield ArgumentError(argument="dtype", expected="'bf16' or 'f16'", got=repr(dtype))
     if backend is not None and backend not in BACKENDS:
         yield ArgumentError(argument="backend", expected="'kernel' or 'oracle'", got=repr(backend))
@@ -106,7 +106,7 @@ def _dtypes(model: Any) -> list[str]:
 
 
 def _asked(model: Any, dtype: str | None) -> Iterator[Reason]:
-    found = _other_than(model, NAMES.get(dtype or ""))
+    found = _other_than(model, NAMES.get(dtype) if isinstance(dtype, str) else None)
     if found:
         advice = "leave dtype out, or convert the model first: weights are not copied"
         yield f"its weights are {found}, and dtype={dtype!r} was asked for", advice

@@ -40,7 +40,7 @@ def find_source(name: str) -> Source:
     path = Path(name)
     if name in PRESETS:
         return PresetSource(PRESETS[name])
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ArgumentError(argument="model", expected="a .gguf file that exists", got=repr(name))
         return GgufSource(path)

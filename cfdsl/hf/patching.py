@@ -19,7 +19,7 @@ from cfdsl.hf.caches import has_tokens, static_tensors, tokens_before
 from cfdsl.hf.session import Session
 
 STATE = "_cfdsl"
-REPLACED = ("forward", "_valid_auto_compile_criteria", STATE)
+COMPILES = "_valid_auto_compile_criteria"
 
 
 def patch(model: Any, *, dtype: str | None = None, backend: str | None = None) -> None:
@@ -33,27 +33,32 @@ def patch(model: Any, *, dtype: str | None = None, backend: str | None = None) -
         call = _bound(original, args, kwargs) if args else kwargs
         return state.decode(call) if is_decode(call) else original(*args, **kwargs)
 
-    model.__dict__[STATE] = state
-    model.__dict__["forward"] = torch.compiler.disable(forward)
     # generate() compiles a model with a StaticCache by itself: there is nothing left to compile, and tracing would only break on this.
-    model.__dict__["_valid_auto_compile_criteria"] = lambda *args, **kwargs: False
+    instead = {STATE: state, "forward": torch.compiler.disable(forward), COMPILES: lambda *args, **kwargs: False}
+    state.before = {name: model.__dict__[name] for name in instead if name in model.__dict__}
+    model.__dict__.update(instead)
 
 
 def unpatch(model: nn.Module) -> None:
     """See `cfdsl.hf.unpatch`."""
-    if STATE not in model.__dict__:
-        raise NotPatched(model=f"the {type(model).__name__}")
-    for name in REPLACED:
-        del model.__dict__[name]
+    state = _state(model)
+    for name in (STATE, "forward", COMPILES):
+        model.__dict__.pop(name, None)
+    model.__dict__.update(state.before)
 
 
 def status(model: nn.Module, clear: bool = False) -> tuple[str, ...]:
     """See `cfdsl.hf.status`."""
-    state = model.__dict__.get(STATE)
+    flagged = [session.decoder.status(clear) for session in _state(model).sessions.values()]
+    return tuple(dict.fromkeys(text for texts in flagged for text in texts))
+
+
+def _state(model: object) -> Patched:
+    """What `patch` left on a model. Raises NotPatched for anything else."""
+    state: Patched | None = getattr(model, "__dict__", {}).get(STATE)
     if state is None:
         raise NotPatched(model=f"the {type(model).__name__}")
-    flagged = [session.decoder.status(clear) for session in state.sessions.values()]
-    return tuple(dict.fromkeys(text for texts in flagged for text in texts))
+    return state
 
 
 def _bound(original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +84,7 @@ class Patched:
         self.sizes, self.watch = checks.model_config(model), Watch(model)
         self.backend = backend
         self.dtype = checks.DTYPES[next(model.parameters()).dtype]
+        self.before: dict[str, Any] = {}  # attributes of the model that others took the place of
         self.sessions: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()
 
     def __reduce__(self) -> NoReturn:

@@ -90,7 +90,9 @@ def _files(folder: Path) -> list[Path]:
         return [folder / name for name in names]
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise WeightsUnusable(folder=str(folder), reasons=["there is no *.safetensors file"])
+        others = sorted(file.name for kind in ("*.bin", "*.pth", "*.pt") for file in folder.glob(kind))
+        beside = f" ({others[0]} is not read: it may run code)" if others else ""
+        raise WeightsUnusable(folder=str(folder), reasons=[f"there is no *.safetensors file{beside}"])
     return files
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cfdsl.errors import ModelUnreadable, ModelUnsupported, UnknownModel
-from cfdsl.models.config import ACTIVATIONS, ModelConfig, RopeScaling, expect, problems
+from cfdsl.models.config import ModelConfig, RopeScaling, expect, problems
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 OLD = {"type": "rope_type"}  # names of rotary settings, and what they are called now
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")  # those of ModelConfig that there is code for
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 

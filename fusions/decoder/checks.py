@@ -9,10 +9,19 @@ import torch
 from torch import Tensor
 
 import cfdsl as cf
+from fusions.decoder.request import whole
 from fusions.decoder.step import GIVEN, LAYERS, options
 from fusions.decoder.weights import DTYPES
 
 BACKENDS = ("kernel", "oracle")
+
+
+def size_errors(model: cf.ModelConfig) -> Iterator[cf.CfdslError]:
+    """A config of attention alone, as one may write it for a fusion: a whole model has a feed-forward part and a vocabulary too."""
+    for field in ("intermediate", "vocab"):
+        if not getattr(model, field):
+            advice = f"give its ModelConfig {field!r}, as model.with_({field}=...) does"
+            yield cf.errors.ArgumentError(argument="model", expected=f"one with {field!r}", got=f"{model.name} without", advice=advice)
 
 
 def setting_errors(capacity: int, dtype: str, backend: str, part: Any, layers: str, settings: Mapping[str, Any]) -> Iterator[cf.CfdslError]:
@@ -88,6 +97,25 @@ def _cache_tensor_errors(
             yield cf.errors.ArgumentError(argument=name, expected=what, got=got)
         elif first.setdefault(cache.data_ptr(), name) != name:
             yield cf.errors.ArgumentError(argument=name, expected="a tensor of its own", got=f"that of {first[cache.data_ptr()]}")
+
+
+def length_errors(length: Any, capacity: int) -> Iterator[cf.CfdslError]:
+    """A number of tokens that the caches cannot hold."""
+    if not whole(length) or not 0 <= int(length) <= capacity:
+        yield _argument("length", f"0 to {capacity}, the decoder's capacity", length)
+
+
+def sampled(token: Any) -> Tensor:
+    """What a sampler returned, as it is; ArgumentError where that is no tensor of one whole number. The number itself is on the device,
+    and not looked at."""
+    if not isinstance(token, Tensor):
+        got = repr(token)
+    elif token.numel() == 1 and not (token.is_floating_point() or token.is_complex()):
+        return token
+    else:
+        got = f"a {str(token.dtype).removeprefix('torch.')} tensor of shape {tuple(token.shape)}"
+    advice = "let it return logits.argmax(-1).int(), or what it drew in that form"
+    raise cf.errors.ArgumentError(argument="sampler", expected="to return a token as a tensor (1,) i32", got=got, advice=advice)
 
 
 def place_errors(backend: str, part: Any) -> Iterator[cf.CfdslError]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import cfdsl as cf
 from fusions.decoder.capture import capture
-from fusions.decoder.checks import cache_errors, place_errors, setting_errors
+from fusions.decoder.checks import cache_errors, length_errors, place_errors, sampled, setting_errors, size_errors
 from fusions.decoder.reading import Reader
 from fusions.decoder.request import choice_errors, end_list, room_errors, token_list, whole
 from fusions.decoder.sampling import Sample
@@ -47,13 +47,15 @@ class Decoder:
         layers: str = "whole", settings: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.capacity, self.dtype, self.backend = cf.models.resolve(model), capacity, dtype, backend
-        cf.errors.raise_all(setting_errors(capacity, dtype, backend, part, layers, settings or {}))
-        nowhere = list(place_errors(backend, part))
-        where = "cpu" if backend == "oracle" else None if nowhere or part is not None else "cuda"
-        wrong = [*nowhere, *weight_errors(self.model, weights, dtype, where)]
-        if caches is not None:
-            table = weights.get(EMBEDDING) if isinstance(weights, Mapping) else None
-            wrong += cache_errors(self.model, caches, capacity, DTYPES[dtype], table.device if isinstance(table, Tensor) else None)
+        wrong = [*size_errors(self.model), *setting_errors(capacity, dtype, backend, part, layers, settings or {})]
+        about = {getattr(error, "argument", "") for error in wrong}  # what is wrong cannot be what others are judged by
+        if not about & {"model", "dtype", "backend"}:
+            nowhere = list(place_errors(backend, part))
+            where = "cpu" if backend == "oracle" else None if nowhere or part is not None else "cuda"
+            wrong += [*nowhere, *weight_errors(self.model, weights, dtype, where)]
+            if caches is not None and "capacity" not in about:
+                table = weights.get(EMBEDDING) if isinstance(weights, Mapping) else None
+                wrong += cache_errors(self.model, caches, capacity, DTYPES[dtype], table.device if isinstance(table, Tensor) else None)
         cf.errors.raise_all(wrong)
         self.device = weights[EMBEDDING].device
         self.runners: dict[str, Runner] = kernels(self.model, dtype, backend, part, capacity, layers, settings or {})
@@ -125,7 +127,8 @@ class Decoder:
 
     def reset(self, length: int = 0) -> None:
         """Count the caches as holding `length` tokens: 0 to begin a sequence, or as many as the caller has written into them. A generator
-        of a sequence before does not go on (SequenceSuperseded)."""
+        of a sequence before does not go on (SequenceSuperseded). Raises ArgumentError for a number that they cannot hold."""
+        cf.errors.raise_all(length_errors(length, self.capacity))
         self._sequence += 1
         self.length.fill_(length)
 
@@ -161,7 +164,7 @@ class Decoder:
         sequence = self._sequence
         for left in reversed(range(count)):
             if sampler is not None:
-                self.token.copy_(sampler(self.logits))
+                self.token.copy_(sampled(sampler(self.logits)))
             reader.begin(self.token)
             if left and reader.asynchronous:
                 run()  # the GPU goes on while the host gets the token

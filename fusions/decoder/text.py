@@ -63,14 +63,17 @@ class Text:
 def stream(decode: Callable[[list[int]], str], tokens: Iterable[int]) -> Iterator[str]:
     """The text of tokens while they come, in pieces, each as soon as it is certain: a character of several tokens comes with its last one,
     or as it is if there are no more tokens."""
-    seen: list[int] = []
-    shown, text = 0, ""
+    # What a token adds may depend on the one before it, such as a space between words: so the tokens of the piece before are decoded with
+    # each new one. Not all of them again: that would take longer and longer, in the end longer than a step.
+    near: list[int] = []
+    shown, text, since = 0, "", 0
     for token in tokens:
-        seen.append(token)
-        text = decode(seen)
+        near.append(token)
+        text = decode(near)
         if len(text) > shown and not text.endswith(UNFINISHED):
             yield text[shown:]
-            shown = len(text)
+            near, since = near[since:], len(near) - since
+            shown, text = len(decode(near)), ""
     if len(text) > shown:
         yield text[shown:]
 

@@ -40,7 +40,7 @@ class PlainDecoder:
         for layer, (keys, values) in enumerate(self.caches):
             w = {n: self._weight(f"model.layers.{layer}.{n}.weight") for n in LAYER}
             n = F.rms_norm(x, (m.hidden,), w["input_layernorm"], m.norm_eps)
-            q, k, v = (F.linear(n, w[f"self_attn.{name}_proj"]).view(-1, m.head_dim) for name in "qkv")
+            q, k, v = (F.linear(n, w[f"self_attn.{name}_proj"], self._bias(layer, name)).view(-1, m.head_dim) for name in "qkv")
             q, k = (rotated(each, angles) for each in (q, k))
             keys[0, :, at], values[0, :, at] = k, v
             held = keys[:, :, : at + 1].float(), values[:, :, : at + 1].float()
@@ -79,6 +79,9 @@ class PlainDecoder:
 
     def _weight(self, name: str) -> Tensor:
         return self.weights[name].float()
+
+    def _bias(self, layer: int, name: str) -> Tensor | None:
+        return self._weight(f"model.layers.{layer}.self_attn.{name}_proj.bias") if self.model.qkv_bias else None
 
 
 LAYER = (

@@ -166,6 +166,9 @@ def test_sources(folder: Path, tmp_path: Path) -> None:
         find_source("llama-2-70b")
     with pytest.raises(ArgumentError, match="argument 'model' must be a .gguf file that exists, got 'nowhere.gguf'"):
         find_source("nowhere.gguf")
+    (tmp_path / "UPPER.GGUF").write_text("no such file")
+    with pytest.raises(ModelUnsupported, match="it is no GGUF file"):
+        find_source(str(tmp_path / "UPPER.GGUF"))
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}, "eos_token_id": 7}))
     with pytest.raises(ModelUnsupported, match="its weights are quantised"):
@@ -189,8 +192,11 @@ def test_weights_of_a_folder(model: Any, folder: Path, tmp_path: Path) -> None:
         folder_weights(folder, sizes.with_(layers=4))
     assert "model.layers.2.input_layernorm.weight is missing" in str(caught.value)
     assert "and 10 more" in str(caught.value)
-    with pytest.raises(WeightsUnusable, match="there is no \\*.safetensors file"):
-        folder_weights(tmp_path, sizes)
+    for reason in ("there is no *.safetensors file", "there is no *.safetensors file (pytorch_model.bin is not read: it may run code)"):
+        with pytest.raises(WeightsUnusable) as caught:
+            folder_weights(tmp_path, sizes)
+        assert list(caught.value.reasons) == [reason]
+        (tmp_path / "pytorch_model.bin").touch()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
     with pytest.raises(WeightsUnusable, match="model-1.safetensors, which model.safetensors.index.json names, is missing"):
         folder_weights(tmp_path, sizes)
@@ -228,3 +234,20 @@ def test_a_piece_of_text_waits_for_its_last_character() -> None:
     assert pieces == ["a", "é", "€", "b"]
     assert "".join(stream(Utf8(), [*b"a", 0xC3])) == "a\ufffd"
     assert list(stream(Bytes(), [5, 17])) == ["5 ", "17 "]
+
+
+def test_a_stream_is_the_whole_text_and_takes_no_longer_for_a_long_one() -> None:
+    """A tokenizer in the manner of SentencePiece: a word brings its space along, but for the first one of a text; 0 is no text."""
+    words, decoded = ["", " the", " cat", "s", " sat"], []
+
+    class Words:
+        def encode(self, text: str) -> list[int]:
+            raise NotImplementedError
+
+        def decode(self, tokens: list[int]) -> str:
+            decoded.append(len(tokens))
+            return "".join(words[token] for token in tokens).removeprefix(" ")
+
+    tokens = [0, 1, 2, 3, 0, 0, 4, 1, 2, 0] * 20
+    assert "".join(stream(Words(), tokens)) == Words().decode(tokens)
+    assert max(decoded[:-1]) < 8

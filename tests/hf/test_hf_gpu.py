@@ -51,8 +51,9 @@ def decode(model: Any, cache: Any, token: int, position: int) -> torch.Tensor:
         ("Llama", torch.bfloat16, {}),
         ("Llama", torch.float16, {"tie_word_embeddings": True, "num_key_value_heads": 4}),
         ("Mistral", torch.bfloat16, {"sliding_window": 256}),
+        ("Qwen2", torch.bfloat16, {}),
     ],
-    ids=["llama", "tied f16", "mistral"],
+    ids=["llama", "tied f16", "mistral", "qwen2"],
 )
 def test_generate_gives_the_same_tokens(kind: str, dtype: torch.dtype, changed: dict[str, Any]) -> None:
     model = tiny_on_gpu(kind, dtype, **changed)

@@ -22,7 +22,11 @@ from fusions.decoder import Decoder
 
 @pytest.mark.parametrize(
     ("kind", "dtype", "changed"),
-    [("Llama", torch.float16, {"tie_word_embeddings": True}), ("Mistral", torch.bfloat16, {"num_hidden_layers": 1, "sliding_window": 256})],
+    [
+        ("Llama", torch.float16, {"tie_word_embeddings": True}),
+        ("Mistral", torch.bfloat16, {"num_hidden_layers": 1, "sliding_window": 256}),
+        ("Qwen2", torch.bfloat16, {"num_hidden_layers": 1, "sliding_window": 8}),  # which it does not use
+    ],
 )
 def test_generate_gives_the_same_tokens(kind: str, dtype: torch.dtype, changed: dict[str, Any]) -> None:
     model = tiny(kind, dtype, **changed)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("plain")
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kind", ["Llama", "Mistral"])
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_generate_gives_the_same_tokens(kind: str, tied: bool, dtype: torch.dtype) -> None:
     model = tiny(kind, dtype, tie_word_embeddings=tied, **({"sliding_window": 256} if kind == "Mistral" else {}))
@@ -55,6 +55,15 @@ def test_unpatch_restores_exactly() -> None:
     assert again[0] == theirs[0]
     assert all(x.equal(y) for x, y in zip(again[1], theirs[1], strict=True))
     assert [weight.data_ptr() for weight in model.state_dict().values()] == [address for _, address in state.values()]
+
+
+def test_what_the_model_had_of_its_own_comes_back() -> None:
+    model = tiny()
+    mine = model._valid_auto_compile_criteria = lambda *args, **kwargs: False
+    patch(model, backend="oracle")
+    assert model.__dict__["_valid_auto_compile_criteria"] is not mine
+    unpatch(model)
+    assert model.__dict__["_valid_auto_compile_criteria"] is mine
 
 
 def test_weights_and_caches_are_used_where_they_are() -> None:

@@ -11,8 +11,8 @@ from calls import patch_refused, prefilled, refused, static
 from plain_decoder import PlainDecoder
 from tiny import PROMPT, generated, tiny
 
-from cfdsl.errors import DecodeRefused, NotPatched, PatchRefused
-from cfdsl.hf import patch, unpatch
+from cfdsl.errors import ArgumentError, DecodeRefused, NotPatched, PatchRefused
+from cfdsl.hf import patch, status, unpatch
 
 pytestmark = pytest.mark.usefixtures("plain")
 
@@ -32,7 +32,7 @@ def test_all_that_is_wrong_with_a_model_is_said_at_once() -> None:
 
 
 def test_models_that_are_refused() -> None:
-    assert "its class is not one of LlamaForCausalLM, MistralForCausalLM" in patch_refused(torch.nn.Linear(2, 2))
+    assert "its class is not one of LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM" in patch_refused(torch.nn.Linear(2, 2))
     model = tiny()
     assert "call model.to('cuda'); backend='oracle' runs the same graphs on the CPU" in patch_refused(model)
     assert "its weights are bfloat16, and dtype='f16' was asked for" in patch_refused(model, backend="oracle", dtype="f16")
@@ -73,8 +73,17 @@ def test_patching_twice_and_unpatching_twice() -> None:
     with pytest.raises(PatchRefused, match="it is patched already"):
         patch(model, backend="oracle")
     unpatch(model)
-    with pytest.raises(NotPatched):
-        unpatch(model)
+    for never in (model, None, "llama"):
+        with pytest.raises(NotPatched, match=f"the {type(never).__name__} is not patched"):
+            unpatch(never)  # type: ignore[arg-type]
+        with pytest.raises(NotPatched):
+            status(never)  # type: ignore[arg-type]
+
+
+def test_arguments_of_patch_that_no_one_would_give() -> None:
+    for dtype in (torch.bfloat16, ["bf16"]):
+        with pytest.raises(ArgumentError, match="argument 'dtype' must be 'bf16' or 'f16'"):
+            patch(tiny(), dtype=dtype, backend="oracle")  # type: ignore[arg-type]
 
 
 def test_all_that_is_wrong_with_a_call_is_said_at_once() -> None:

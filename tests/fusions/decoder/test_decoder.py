@@ -333,6 +333,41 @@ def test_a_model_must_be_one() -> None:
         Decoder(None, {}, capacity=8)  # type: ignore[arg-type]
 
 
+def test_a_model_must_be_a_whole_one() -> None:
+    with pytest.raises(Errors) as caught:
+        Decoder(TINY.with_(vocab=0, intermediate=0), {}, capacity=0, backend="oracle")
+    assert [error.message for error in caught.value.errors] == [
+        "argument 'model' must be one with 'intermediate', got tiny without.",
+        "argument 'model' must be one with 'vocab', got tiny without.",
+        "argument 'capacity' must be a positive number of tokens, got 0.",
+    ]
+    assert caught.value.errors[1].remedy == "give its ModelConfig 'vocab', as model.with_(vocab=...) does."
+
+
+@pytest.mark.parametrize("length", [-1, 25, "8", 1.0, None])
+def test_a_length_that_the_caches_cannot_hold(length: Any) -> None:
+    decoder = make()
+    decoder.reset(24)
+    with pytest.raises(ArgumentError, match=r"argument 'length' must be 0 to 24, the decoder's capacity, got"):
+        decoder.reset(length)
+    assert int(decoder.length) == 24
+
+
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        (3, "3"),
+        (None, "None"),
+        (torch.zeros(2, dtype=torch.int32), "a int32 tensor of shape (2,)"),
+        (torch.zeros(1), "a float32 tensor of shape (1,)"),
+    ],
+)
+def test_what_a_sampler_returns_must_be_a_token(returned: Any, got: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        list(make().generate(PROMPT, 2, sampler=lambda logits: returned))
+    assert caught.value.message == f"argument 'sampler' must be to return a token as a tensor (1,) i32, got {got}."
+
+
 def test_what_was_chosen_must_be_a_token() -> None:
     decoder = make()
     decoder.generate(PROMPT, 2)
@@ -371,6 +406,9 @@ def test_settings_that_make_no_sense_are_all_named() -> None:
     with pytest.raises(Errors) as caught:
         Decoder(TINY, {}, capacity=0, dtype="f64", backend="oracle", part="h100-sxm", settings={"ffn": {}})
     assert [error.argument for error in caught.value.errors] == ["capacity", "dtype", "part", "settings"]  # type: ignore[attr-defined]
+    with pytest.raises(Errors) as caught:  # weights are judged beside them, where it is known by what
+        Decoder(TINY, {}, capacity=0, backend="oracle", caches=[])
+    assert [type(error) for error in caught.value.errors] == [ArgumentError, WeightsMismatch]
     with pytest.raises(ArgumentError, match="argument 'layers' must be 'blocks' or 'whole', got 'fused'"):
         make(layers="fused")
     with pytest.raises(ArgumentError, match="a dictionary by fusion: embedding, decoder_layer, lm_head, got 'ffn_block'"):
