@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +37,17 @@ def changed_errors(model: Any, dtype: str, backend: str) -> list[CfdslError]:
     reasons = [*alterations(model, sizes), *_weights(model), *_converted(model, dtype), *_places(model, backend)]
     refused = (DecodeRefused(problem=problem, advice=advice) for problem, advice in reasons)
     return [*refused, *unsupported, *_target_errors(model, backend)]
+
+
+def plan_errors(sizes: ModelConfig, dtype: str, part: Any = None) -> list[CfdslError]:
+    """What the compiler has against a decode step of these sizes: nothing is compiled, but all of it is planned, which the first decode
+    call then finds done. part: None for the GPU at hand."""
+    step = importlib.import_module("fusions.decoder.step")  # fusions lie above this floor
+    try:
+        step.kernels(sizes, dtype, "kernel", part, sizes.max_positions, "whole", {})
+    except CfdslError as error:
+        return [error]
+    return []
 
 
 def model_config(model: Any) -> ModelConfig:

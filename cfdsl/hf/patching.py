@@ -26,6 +26,9 @@ def patch(model: Any, *, dtype: str | None = None, backend: str | None = None) -
     """See `cfdsl.hf.patch`."""
     raise_all(checks.patch_errors(model, dtype, backend))
     state = Patched(model, backend or "kernel")
+    if state.backend == "kernel":
+        with torch.cuda.device(next(model.parameters()).device):  # the current one may be another
+            raise_all(checks.plan_errors(state.sizes, state.dtype))
     original = model.forward
 
     @functools.wraps(original)  # generate() looks at the signature

@@ -66,16 +66,23 @@ class GgufFile:
     def weights(self, dtype: str = "bf16", device: str | torch.device = "cpu") -> dict[str, Tensor]:
         """Every weight by its Hugging Face name, out of the file's quantisation (gguf's own functions) and rounded to `dtype`.
 
-        Raises WeightsMismatch if one is missing, or of another shape than the config says.
+        Raises WeightsMismatch if one is missing, or of another shape than the config says; ModelUnsupported if one is stored as a type
+        that the package gguf does not read.
         """
         from gguf.quants import dequantize
 
-        found = {}
+        found, unread = {}, []
         for name, tensor in self._tensors.items():
             known = _hugging_face_name(name)
-            if known is not None:
+            if known is None:
+                continue
+            try:
                 whole = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+            except NotImplementedError:
+                unread.append(f"{name} is stored as {tensor.tensor_type.name}, which this version of gguf does not read")
+            else:
                 found[known] = whole.to(DTYPES[dtype]).to(device)
+        self._refuse(unread)
         cf.errors.raise_all(weight_errors(self.model, found, dtype, None))
         return found
 

@@ -11,8 +11,9 @@ from calls import patch_refused, prefilled, refused, static
 from plain_decoder import PlainDecoder
 from tiny import PROMPT, generated, tiny
 
-from cfdsl.errors import ArgumentError, DecodeRefused, NotPatched, PatchRefused
+from cfdsl.errors import ArgumentError, DecodeRefused, NoLegalConfig, NotPatched, PatchRefused
 from cfdsl.hf import patch, status, unpatch
+from cfdsl.hf.checks import model_config, plan_errors
 
 pytestmark = pytest.mark.usefixtures("plain")
 
@@ -78,6 +79,14 @@ def test_patching_twice_and_unpatching_twice() -> None:
             unpatch(never)  # type: ignore[arg-type]
         with pytest.raises(NotPatched):
             status(never)  # type: ignore[arg-type]
+
+
+def test_sizes_that_the_compiler_has_no_plan_for_are_refused_by_patch() -> None:
+    sizes = model_config(tiny())
+    assert plan_errors(sizes, "bf16", "h100-sxm") == []
+    [error] = plan_errors(sizes.with_(intermediate=40_000), "bf16", "h100-sxm")
+    assert isinstance(error, NoLegalConfig)
+    assert "the vector that rows of w_down meet takes about" in str(error)
 
 
 def test_arguments_of_patch_that_no_one_would_give() -> None:

@@ -104,6 +104,19 @@ def test_quantised_weights_are_taken_out_of_their_blocks(write: Write) -> None:
         assert 0 < (tensor.float() - want[name].float()).norm() < 1e-2 * want[name].float().norm(), name
 
 
+def test_types_that_cannot_be_read_are_named_with_all_their_tensors(write: Write) -> None:
+    file = GgufFile(write())
+    file._tensors = {
+        name: tensor._replace(tensor_type=gguf.GGMLQuantizationType.I8) if name.startswith("blk.1.ffn") else tensor
+        for name, tensor in file._tensors.items()
+    }
+    with pytest.raises(ModelUnsupported) as caught:
+        file.weights("f16")
+    assert sorted(caught.value.reasons) == [
+        f"blk.1.ffn_{name}.weight is stored as I8, which this version of gguf does not read" for name in ("down", "gate", "norm", "up")
+    ]
+
+
 def test_a_file_without_a_head_has_tied_embeddings(write: Write) -> None:
     file = GgufFile(write(drop="output.weight"))
     assert file.model.tied_embeddings
