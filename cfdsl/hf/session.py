@@ -68,16 +68,11 @@ class Session:
     def step(self, ids: Tensor) -> Tensor:
         """One decode step for token `ids` (1, 1), after `begin`. Returns the decoder's own logits (1, vocab) f32: the next step writes
         them again."""
-        token, length = self.decoder.token, self.decoder.length
-        token.copy_(ids.reshape(-1))
+        self.decoder.token.copy_(ids.reshape(-1))
         if not self.on_gpu:
             self.decoder.step()
         else:
-            if self._replay is None:
-                before = length.clone()
-                self._replay = self.decoder.capture(advance=False)  # runs the step: what it appends, the replay appends again
-                length.copy_(before)
-                token.copy_(ids.reshape(-1))
+            self._replay = self._replay or self.decoder.capture(advance=False)  # which runs nothing, and leaves token and length
             self._replay()
         logits: Tensor = self.decoder.logits
         return logits

@@ -15,7 +15,7 @@ from cfdsl.errors import PackageMissing, WeightsUnusable
 from cfdsl.models import ModelConfig
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 Progress = Callable[[int, int], None]  # tensors done, of how many
 
 
@@ -64,6 +64,8 @@ def folder_weights(
         try:
             with safe_open(str(file), framework="pt", device=str(device)) as opened:
                 for name in (name for name in opened.keys() if name in wanted):  # noqa: SIM118
+                    if name in found:
+                        broken.append(f"{name} is in {file.name} and in another file")
                     tensor = opened.get_tensor(name)
                     if tensor.dtype != DTYPES[dtype]:
                         converted.add(str(tensor.dtype).removeprefix("torch."))
@@ -78,7 +80,9 @@ def folder_weights(
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that hold the weights: those that the index names, else all there are."""
+    """The files that hold the weights: model.safetensors, which Hugging Face looks for first; those that the index names; all there are."""
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
     if (folder / INDEX).is_file():
         table = read_object(folder, INDEX).get("weight_map")
         if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):

@@ -202,6 +202,21 @@ def test_weights_of_a_folder(model: Any, folder: Path, tmp_path: Path) -> None:
         folder_weights(tmp_path, sizes)
 
 
+def test_files_beside_the_model_are_not_its_weights(model: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(tmp_path)
+    sizes, weights = ModelConfig.from_hf(tmp_path), load_file(tmp_path / "model.safetensors")
+    save_file({name: weight.half() * 0 for name, weight in weights.items()}, tmp_path / "other.safetensors")
+    found, converted = folder_weights(tmp_path, sizes)
+    assert converted == ()
+    assert all(found[name].equal(weights[name]) for name in weights)
+    (tmp_path / "model.safetensors").rename(tmp_path / "another.safetensors")  # which of the two is meant, nobody knows
+    with pytest.raises(WeightsUnusable) as caught:
+        folder_weights(tmp_path, sizes)
+    assert caught.value.reasons[0] == f"{next(iter(weights))} is in other.safetensors and in another file"
+
+
 @pytest.mark.parametrize("package", ["safetensors", "tokenizers", "gguf"])
 def test_a_missing_package_is_named(folder: Path, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, package, None)
