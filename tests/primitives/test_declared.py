@@ -14,7 +14,6 @@ from cfdsl.compiler.collective.designs import ALGORITHMS, design, refusals
 from cfdsl.compiler.collective.request import KINDS, Collective
 from primitives import collectives, declared, offchip, transfer
 
-CALLS = {"reduce": "cluster_reduce", "reduce_scatter": "cluster_reduce_scatter", "gather": "cluster_gather", "broadcast": "cluster_broadcast"}
 PUSH = cases.by_name()["loop reduce sum f32 by push, 4 ranks"]  # 203 f32: rows of 812 bytes, 816 apart
 LONG = cases.by_name()["loop reduce sum f32 of 403 by push, 4 ranks"]
 TWO_ROUNDS = cases.by_name()["loop reduce sum f32 by scatter_gather, 4 ranks"]
@@ -26,7 +25,7 @@ SCALAR = cases.by_name()["loop reduce sum f32 in a register by push, 4 ranks"]
 def call_of(made: Any) -> str:
     if made.algorithm == "multicast":
         return "multicast_gather"
-    return "cluster_reduce_scalar" if made.scalar else CALLS[made.request.kind]
+    return "cluster_reduce_scalar" if made.scalar else f"cluster_{made.request.kind}"
 
 
 @pytest.mark.parametrize("shape", [(16, 4), (16, 64), (64, 512)], ids=str)
