@@ -17,10 +17,12 @@ from rich.text import Text
 from cfdsl.cli.complaints import BadOption, NeedsGpu
 from cfdsl.cli.console import console
 from cfdsl.cli.listings import table
+from cfdsl.cli.outputs import mistakes as output_mistakes
 from cfdsl.cli.panels import panel
 from cfdsl.cli.report import config_record, request_record
 from cfdsl.cli.request import Request, takes_request
 from cfdsl.cli.units import held, plural
+from cfdsl.errors import raise_all
 
 
 class BenchCommand(typer.core.TyperCommand):
@@ -70,6 +72,7 @@ def bench(
     from cfdsl.cli.gpu import gpu_part
 
     kv_lens = parse_lengths(kv_len)
+    raise_all(output_mistakes(json, plot))
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl bench")
     quiet = json is not None and str(json) == "-"
