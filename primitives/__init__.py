@@ -29,6 +29,7 @@ The dataflows (collectives between the CTAs of a cluster instead of round trips 
     transfer     rows of shared memory to other ranks: asynchronous stores, bulk copies
     fold         terms of a Partial combined in rank order: SUM, MAX, MIN, LSE
     channel      a collective's place in shared memory, and its barriers through the calls of a loop
+    declared     whether the numbers of such a place fit the collective, while a kernel is traced
     collectives  cluster_reduce, cluster_reduce_scatter, cluster_gather, cluster_broadcast, for loops, by several algorithms
     doubling     recursive doubling, as in the paper
     offchip      grid_reduce, grid_gather, grid_broadcast: the same by way of global memory

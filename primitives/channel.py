@@ -13,11 +13,11 @@ from primitives import cta, exchange, fold
 
 @dataclass(frozen=True)
 class Channel:
-    """Offsets are in bytes from the arena's start, and multiples of 16.
+    """Offsets are in bytes from the arena's start, and multiples of 16. `declared` looks whether the numbers fit the collective.
 
     algorithm   "push" (st.async), "bulk" (bulk copies), "scatter_gather", "doubling" or "multicast"
     ranks       CTAs of the cluster, a power of two; `warps`, consumer warps of a CTA
-    n, dtype    elements of what one rank sends to one peer in the first round, and their type there
+    n, dtype    elements of what one rank sends to one peer in the first round ("multicast": of all that arrives), and their type there
     tx          bytes that arrive at each rank, round by round; a broadcast has a last one for the acknowledgements
     sets        barriers of a round, and landing places, that are used in turn: 2, or 1 with "scatter_gather"
     mbar        barriers: `sets` for each round, 8 bytes each

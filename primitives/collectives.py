@@ -8,7 +8,8 @@ Before the first call: one thread has called `channel.init`, and the cluster has
 barrier: what the consumers wrote to `src` before it is what is sent. After the call `channel.result` is where the result lies, until the
 next call; if it was folded by this CTA and not landed there (`Channel.folds`), a consumer barrier comes before others read it. `src`
 may be written again after a consumer barrier, but with bulk copies only after the next call: use two in turn. In a broadcast by bulk
-copies only after the call after that, in which the root hears that the row has landed: use three.
+copies only after the call after that, in which the root hears that the row has landed: use three. A channel whose numbers do not fit the
+call is refused while the kernel is traced, see `declared`.
 
 Why two sets of barriers and landing places are enough, if everybody sends to everybody: rank B pushes for call i+2 after it waited for
 call i+1, to which this rank has contributed, after a consumer barrier, after all its threads had waited for call i, armed that barrier
@@ -25,7 +26,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 
-from primitives import cta, doubling, exchange, fold, multicast, transfer
+from primitives import cta, declared, doubling, exchange, fold, multicast, transfer
 from primitives.channel import barrier, finish_round, landing, phase, result
 
 
@@ -57,17 +58,21 @@ def _fold(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32):
 
 @cute.jit
 def cluster_reduce(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, src: cute.Pointer, rank: Int32):
-    """All-reduce, P(op) -> R: before, `src` is this rank's term; after, `result` is op over the ranks' terms on every rank, the same bits.
+    """All-reduce, P(op) -> R. Before: `src` is this rank's term. After: `result` is op over the ranks' terms on every rank, the same bits.
 
     Sums are in float32 and in rank order, rounded once to the type of the result ("doubling": as a tree, lower ranks first).
 
-    "push", "bulk": every term to every rank. On each barrier `ranks * nbytes`, or with `stays` `(ranks - 1) * nbytes`. `src`: `n`
-    elements; a landing place per rank and set.
-    "scatter_gather": two rounds, `ranks` pieces of `n` elements each: piece p is reduced by rank p, and goes to everybody. Moves the
-    least where terms are long. `src` and result: `ranks` pieces of multiples of 16 bytes. On the first round's barrier `ranks` pieces of
-    `n` elements, on the second's as many of `out_n`; with `stays` one less on both.
+    "push", "bulk": every term to every rank. Buffers: `src` of `n` elements, two landing places with a row of each rank, the result of
+    `out_n`. Barriers: 2. Bytes on each: `ranks * nbytes`, or with `stays` `(ranks - 1) * nbytes`.
+    "scatter_gather": two rounds; piece p is reduced by rank p, and goes to everybody. Moves the least where terms are long. Buffers: `src`
+    of `ranks` pieces of `n` elements, one landing place of as many, `mid` of one reduced piece (`out_n`), the result of `ranks`; pieces are
+    multiples of 16 bytes. Barriers: 2, one a round. Bytes: `ranks` pieces of `n`, then of `out_n`; with `stays` one piece less on both.
     "doubling": log2(ranks) rounds with one partner each, as in the ClusterFusion paper: see `doubling`.
+
+    Again: at once, with i + 1; the result stays until then. `src` may be written behind a consumer barrier after the call, with "bulk"
+    behind one after the next call.
     """
+    declared.check(channel, "cluster_reduce")
     if cutlass.const_expr(channel.algorithm == "doubling"):
         doubling.reduce(smem, channel, i, src, rank)
     elif cutlass.const_expr(channel.algorithm == "scatter_gather"):
@@ -91,11 +96,13 @@ def cluster_reduce(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, src
 
 @cute.jit
 def cluster_reduce_scalar(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, value: Float32, rank: Int32) -> Float32:
-    """All-reduce of one f32 that every thread holds, into a register of every thread: the shortest way. `ranks` * 4 bytes on each barrier.
+    """All-reduce of one f32, P(op) -> R: the shortest way. Before: every thread holds `value`, this rank's term. After: every thread of
+    every rank holds op over the ranks' terms, the same bits; SUM, MAX or MIN, in rank order.
 
-    "push" of one f32 ("n" 1), SUM, MAX or MIN, in rank order. Needs no place for a source or a result; the words of a landing place are
-    adjacent. Otherwise as `cluster_reduce`.
+    "push", with "n" 1. Buffers: two landing places of a word from each rank, adjacent; none for source or result. Barriers: 2. Bytes on
+    each: `ranks * 4`. Again: at once, with i + 1; the result is a register and stays.
     """
+    declared.check(channel, "cluster_reduce_scalar")
     cta.consumer_sync(channel.warps)
     box = transfer.words(landing(smem, channel, i))
     mbar = barrier(smem, channel, 0, i)
@@ -114,23 +121,27 @@ def cluster_reduce_scalar(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int
 
 @cute.jit
 def cluster_reduce_scatter(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, src: cute.Pointer, rank: Int32):
-    """Reduce-scatter, P(op) -> S: before, `src` is this rank's term, as `ranks` pieces `channel.stride` apart; after, `result` is piece
+    """Reduce-scatter, P(op) -> S. Before: `src` is this rank's term, as `ranks` pieces `channel.stride` apart. After: `result` is piece
     `rank` of op over the ranks' terms, in float32 and in rank order, rounded once.
 
-    "push" or "bulk": piece p of every term to rank p. On each barrier `ranks * nbytes`, of which each rank sends `nbytes` to itself; with
-    `stays` it does not, and they are `(ranks - 1) * nbytes`.
+    "push" or "bulk": piece p of every term to rank p. Buffers: `src` of `ranks` pieces of `n` elements, two landing places of as many, the
+    result of `out_n`. Barriers: 2. Bytes on each: `ranks * nbytes`, of which each rank sends `nbytes` to itself; with `stays` it does not,
+    and they are `(ranks - 1) * nbytes`. Again: as `cluster_reduce`.
     """
+    declared.check(channel, "cluster_reduce_scatter")
     _all_to_all(smem, channel, i, src, channel.words, rank)
     _fold(smem, channel, i)
 
 
 @cute.jit
 def cluster_gather(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, src: cute.Pointer, rank: Int32):
-    """All-gather, S -> R: before, `src` is this rank's row of `n` elements; after, `result` is every rank's row, `channel.stride` apart.
+    """All-gather, S -> R. Before: `src` is this rank's row of `n` elements. After: `result` is every rank's row, `channel.stride` apart.
 
-    "push", "bulk": `ranks * nbytes` on each barrier, or with `stays` `(ranks - 1) * nbytes`. "doubling": see `doubling`. For what lies in
-    device memory: `multicast_gather`.
+    "push", "bulk": Buffers: `src`, and two landing places with a row of each rank, which are the result in turn. Barriers: 2. Bytes on
+    each: `ranks * nbytes`, or with `stays` `(ranks - 1) * nbytes`. "doubling": see `doubling`. For what lies in device memory:
+    `multicast_gather`. Again: as `cluster_reduce`.
     """
+    declared.check(channel, "cluster_gather")
     if cutlass.const_expr(channel.algorithm == "doubling"):
         doubling.gather(smem, channel, i, src, rank)
     else:
@@ -139,12 +150,17 @@ def cluster_gather(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, src
 
 @cute.jit
 def multicast_gather(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, src: cute.Tensor, rank: Int32):
-    """`src`, of device memory and the same on all ranks, into `result` on every rank: each asks for a part, see `multicast.gather`.
+    """All-gather or broadcast of device memory. Before: `src` is the same there on all ranks, and complete. After: `result` is `src` on
+    every rank. Each asks for a part, see `multicast.gather`.
 
     As a gather: `src` is the ranks' rows, which are multiples of 16 bytes. As a broadcast: what all are to have, of at least 16 bytes
-    for each rank, so that everybody hears from everybody. Bytes on each barrier: those of `src`.
+    for each rank, so that everybody hears from everybody. Buffers: two landing places of `n` elements, which are the result in turn.
+    Barriers: 2. Bytes on each: those of `src`. Again: at once, with i + 1; `src` may be written once all ranks' calls have returned.
     """
+    declared.check(channel, "multicast_gather")
     n = cutlass.const_expr(cute.size(src))
+    if cutlass.const_expr(n != channel.n):
+        raise ValueError(f"{n} elements are multicast, but the Channel is for {channel.n}")
     whole = cute.make_tensor(landing(smem, channel, i), cute.make_layout(n))
     cta.consumer_sync(channel.warps)
     multicast.gather(src, whole, n, barrier(smem, channel, 0, i), rank, channel.ranks)
@@ -153,13 +169,15 @@ def multicast_gather(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, s
 
 @cute.jit
 def cluster_broadcast(smem: cute.Pointer, channel: cutlass.Constexpr, i: Int32, src: cute.Pointer, rank: Int32):
-    """Broadcast, one -> R: before, `src` of rank 0 is `n` elements; after, `result` is that on every rank, rank 0 included.
+    """Broadcast, one -> R. Before: `src` of rank 0 is `n` elements. After: `result` is that on every rank, rank 0 included.
 
-    "push" or "bulk": `nbytes` on each rank's first barrier. Rank 0 gets 4 bytes from each rank on its second one for each call, sent in
-    that rank's next call, once it no longer reads the result: rank 0 waits for those of call i - 2 before it pushes, but not before the
-    caller writes `src`: with "bulk", what a call copies from is not written before two more calls have returned. After the last call,
-    `broadcast_end`.
+    "push" or "bulk". Buffers: `src`, two landing places of a row, which are the result in turn, and `ack` with two times a word of each
+    rank. Barriers: 4. Bytes: `nbytes` on each rank's first two. On the others rank 0 gets 4 from each rank for each call, sent in that
+    rank's next call, once it no longer reads the result: rank 0 waits for those of call i - 2 before it pushes, but not before the
+    caller writes `src`. Again: at once, with i + 1; `src` may be written behind a consumer barrier after the call, but with "bulk" what a
+    call copies from only after two more calls have returned. After the last call, `broadcast_end`.
     """
+    declared.check(channel, "cluster_broadcast")
     acks = cutlass.const_expr(len(channel.tx) - 1)
     if (rank == 0) & (i >= channel.sets):
         finish_round(smem, channel, acks, i - channel.sets)

@@ -83,11 +83,14 @@ def grid_reduce(
     ws: cute.Tensor, sync: cute.Tensor, route: cutlass.Constexpr, i: Int32, src: cute.Pointer, out: cute.Pointer, op: cutlass.Constexpr,
     dim: cutlass.Constexpr, started: Int32, group: Int32, member: Int32,
 ):
-    """All-reduce, P(op) -> R: `out` = op over the members' `src`, in float32 and in the members' order, so all get the same bits.
+    """All-reduce, P(op) -> R. Before: `src` is this member's term. After: `out` is op over the members' terms on every member, in float32
+    and in the members' order, so all get the same bits.
 
     With `members` pieces to a row it is a reduce-scatter, P(op) -> S: `out` is piece `member`. `n` elements; for LSE of heads of `dim`,
-    see `fold`. Every member writes `4 * words` bytes (see `publish`) and reads every row or piece of `n` elements back, in whole vectors of
-    16 bytes. Synchronise before others read `out`; it stays until the next call.
+    see `fold`. Buffers: `src`, `out`, and the workspace `ws` with two rows of each member. Barriers: the group's counter in `sync`, and
+    three of the consumers. Bytes: every member writes `4 * words` (see `publish`) and reads every row or piece of `n` elements back, in
+    whole vectors of 16 bytes; no barrier counts them. Synchronise before others read `out`.
+    Again: at once, with i + 1, which overwrites `out`; `src` may be written when the call returns.
     """
     publish(ws, sync, route, i, src, started, group, member, route.members)
     row = cutlass.const_expr(route.pieces * route.stride)
@@ -102,10 +105,11 @@ def grid_gather(
     ws: cute.Tensor, sync: cute.Tensor, route: cutlass.Constexpr, i: Int32, src: cute.Pointer, out: cute.Pointer, started: Int32,
     group: Int32, member: Int32,
 ):
-    """All-gather, S -> R: before, `src` is this member's row of `n` elements; after, `out` is every member's row, `route.stride` apart.
+    """All-gather, S -> R. Before: `src` is this member's row of `n` elements. After: `out` is every member's row, `route.stride` apart.
 
-    Every member writes `4 * words` bytes, `src` rounded up to 16 (see `publish`), and reads `members` times as many back into `out`, which
-    has room for them. Synchronise before others read `out`; it stays until the next call.
+    Buffers: `src`; `out`, with room for all rows rounded up to 16 bytes; the workspace `ws` with two rows of each member. Barriers: as
+    `grid_reduce`. Bytes: every member writes `4 * words`, `src` rounded up to 16 (see `publish`), and reads `members` times as many back
+    into `out`; no barrier counts them. Synchronise before others read `out`. Again: as `grid_reduce`.
     """
     publish(ws, sync, route, i, src, started, group, member, route.members)
     nbytes = cutlass.const_expr(4 * route.words * route.members)
@@ -117,10 +121,11 @@ def grid_broadcast(
     ws: cute.Tensor, sync: cute.Tensor, route: cutlass.Constexpr, i: Int32, src: cute.Pointer, out: cute.Pointer, started: Int32,
     group: Int32, member: Int32,
 ):
-    """Broadcast, one -> R: before, `src` of member 0 is a row of `n` elements; after, `out` is that on every member, 0 included.
+    """Broadcast, one -> R. Before: `src` of member 0 is a row of `n` elements. After: `out` is that on every member, 0 included.
 
-    Member 0 writes `4 * words` bytes, `src` rounded up to 16 (see `publish`), and every member reads them back into `out`, which has room
-    for them. Synchronise before others read `out`; it stays until the next call.
+    Buffers: as `grid_gather`, `out` with room for one row. Barriers: as `grid_reduce`. Bytes: member 0 writes `4 * words`, `src` rounded up
+    to 16 (see `publish`), and every member reads them back into `out`; no barrier counts them. Synchronise before others read `out`.
+    Again: as `grid_reduce`.
     """
     publish(ws, sync, route, i, src, started, group, member, 1)
     transfer.copy(rows(ws, route, i, group), transfer.words(out), 4 * route.words, route.threads)

@@ -46,7 +46,7 @@ class Ring:
 
 @cute.jit
 def init(smem: cute.Pointer, ring: cutlass.Constexpr):
-    """One thread, once, before the init fence and the barrier after which others wait: both arrays of `stages` mbarriers, `passed`."""
+    """Thread 0, once, before the init fence and the barrier after which others wait: both arrays of `stages` mbarriers, `passed`."""
     full = cta.barriers(smem, ring.full)
     empty = cta.barriers(smem, ring.empty)
     for s in cutlass.range_constexpr(ring.stages):
@@ -58,7 +58,11 @@ def init(smem: cute.Pointer, ring: cutlass.Constexpr):
 
 @cute.jit
 def passed(smem: cute.Pointer, ring: cutlass.Constexpr, barriers: cutlass.Constexpr):
-    """The consumers have passed so many grid barriers: thread 0 says so, and the producer will see it some time later."""
+    """The consumers have passed so many grid barriers: thread 0 says so, and the producer will see it some time later.
+
+    Relaxed, as its reading in `pace` is: only the number of tiles in flight follows from it, and any number that the producer may see is
+    right. What a stage holds, and when it is free, its own two barriers say.
+    """
     if cta.thread() == 0:
         cute.arch.store(cta.view(smem, ring.passed, Int32, 1).iterator, Int32(barriers), sem="relaxed", scope="cta")
 

@@ -100,7 +100,10 @@ def bulk(
 
     Before: every thread that wrote the rows has called `fence`, then the consumer barrier. About the end of it see `copy_to_peer`. The
     own row, unless it `stays`, goes by `st.async`: the hardware copies from a CTA to itself too, but memcheck takes that for a mistake.
+    Rows do not share a vector of 16 bytes, so neither way needs a fence for the other.
     """
+    if cutlass.const_expr(nbytes % 16 != 0):
+        raise ValueError(f"a row of {nbytes} bytes is no multiple of 16, which bulk copies move: use push")
     if cta.thread() < ranks - 1:
         peer = (cta.thread() + rank + 1) & (ranks - 1)
         copy_to_peer(dst, src + peer * step, nbytes, mbar, peer)

@@ -17,11 +17,12 @@ from rich.text import Text
 from cfdsl.cli.complaints import BadOption, NeedsGpu
 from cfdsl.cli.console import console
 from cfdsl.cli.listings import table
-from cfdsl.cli.outputs import expect_writable
+from cfdsl.cli.outputs import mistakes as output_mistakes
 from cfdsl.cli.panels import panel
 from cfdsl.cli.report import config_record, request_record
 from cfdsl.cli.request import Request, takes_request
 from cfdsl.cli.units import held, plural
+from cfdsl.errors import raise_all
 
 
 class BenchCommand(typer.core.TyperCommand):
@@ -71,7 +72,7 @@ def bench(
     from cfdsl.cli.gpu import gpu_part
 
     kv_lens = parse_lengths(kv_len)
-    expect_writable({"--json": json, "--plot": plot, "--trace": trace})
+    raise_all(output_mistakes(json, plot, trace))
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl bench")
     quiet = json is not None and str(json) == "-"

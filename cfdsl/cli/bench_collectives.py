@@ -11,7 +11,7 @@ import typer
 
 from cfdsl.cli.complaints import BadOption, NeedsGpu, OptionsConflict
 from cfdsl.cli.console import console
-from cfdsl.cli.outputs import expect_writable
+from cfdsl.cli.outputs import mistakes as output_mistakes
 from cfdsl.errors import CfdslError, raise_all
 
 SIZES = (1, 2, 4, 8, 16)
@@ -38,7 +38,7 @@ def bench_collectives(
     jobs: Annotated[
         int | None, typer.Option(min=0, help="Processes that compile ahead; one per core, at most 16.", show_default=False)
     ] = None,
-    budget: Annotated[float, typer.Option(help="Seconds after which no further row is begun.")] = 480.0,
+    budget: Annotated[float, typer.Option(min=0.0, help="Seconds after which no further row is begun.")] = 480.0,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write the record here; - for stdout, without tables.", show_default=False)
     ] = None,
@@ -62,8 +62,7 @@ def bench_collectives(
         "operators": words("--ops", ops, mistakes, tuple(OPERATORS)),
         "algorithms": words("--algorithms", algorithms, mistakes, ALGORITHMS),
     }
-    raise_all(mistakes)
-    expect_writable({"--json": json, "--plot": plot})
+    raise_all([*mistakes, *output_mistakes(json, plot)])
     part = gpu_part()
     if part is None:
         raise NeedsGpu(command="python -m cfdsl bench collectives")

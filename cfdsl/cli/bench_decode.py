@@ -17,12 +17,13 @@ from cfdsl.cli.catalog import find_model
 from cfdsl.cli.complaints import NeedsGpu
 from cfdsl.cli.console import console
 from cfdsl.cli.listings import table
-from cfdsl.cli.outputs import expect_writable
+from cfdsl.cli.outputs import mistakes as output_mistakes
 from cfdsl.cli.panels import panel
 from cfdsl.cli.request import Dtype
 from cfdsl.cli.traced import save_step
 from cfdsl.cli.units import size
 from cfdsl.dsl.fusion import DTYPES
+from cfdsl.errors import raise_all
 
 
 def bench_decode(
@@ -47,7 +48,7 @@ def bench_decode(
 
     contexts = parse_lengths(context, "--context")
     sizes = find_model(model)
-    expect_writable({"--json": json, "--trace": trace})
+    raise_all(output_mistakes(json, trace=trace))
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl bench decode")
     from cfdsl.hf.decode_bench import benchmark_decode

@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from cfdsl.cli.complaints import NothingToShow
+from cfdsl.cli.complaints import BadOption, NothingToShow
 from cfdsl.cli.console import console, print_code
-from cfdsl.cli.outputs import expect_writable
 from cfdsl.cli.request import Request, takes_request
 
 
@@ -62,7 +61,10 @@ def draw_to(request: Request, path: Path) -> None:
     from cfdsl.cli.build import lower_for
     from cfdsl.cli.picture import draw
 
-    expect_writable({"--picture": path})
+    if path.suffix.lower() != ".svg":
+        raise BadOption(option="--picture", value=str(path), expected="the name of an .svg file")
+    if not path.parent.is_dir():
+        raise BadOption(option="--picture", value=str(path), expected="a file in a folder that exists")
     lowered = lower_for(request)
     text = draw(lowered.placed, lowered.plan, request.kv_len, request.part.hbm_gbps, request.part.name)
     path.write_text(text, encoding="utf-8")

@@ -18,11 +18,12 @@ from rich.text import Text
 from cfdsl.cli.complaints import NeedsGpu
 from cfdsl.cli.console import console
 from cfdsl.cli.listings import table
-from cfdsl.cli.outputs import expect_writable
+from cfdsl.cli.outputs import mistakes as output_mistakes
 from cfdsl.cli.panels import panel
 from cfdsl.cli.report import request_record
 from cfdsl.cli.request import Request, resolve, takes_request
 from cfdsl.cli.units import plural
+from cfdsl.errors import raise_all
 
 MOST_JOBS = 16  # a compiler process takes up to 2 GB
 
@@ -39,7 +40,7 @@ def tune(
     """Measure the cost model's best configs on the GPU at hand, and say how to ask for the fastest."""
     from cfdsl.cli.gpu import gpu_part
 
-    expect_writable({"--json": json})
+    raise_all(output_mistakes(json))
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl tune")
     record = tuned(request, top, jobs)

@@ -109,6 +109,13 @@ PICKS = (
     looped("reduce", "scatter_gather", 4, (1003,), "min", "bf16"), looped("reduce", "doubling", 4, (803,), "max", "f16"),
     looped("reduce_scatter", "global", 4, (828,), "min", "bf16"),
 )  # fmt: skip
+# Bulk copies go to peers, from 0 of them to 15, and the own row by stores: of one vector, and of more than there are threads.
+BULKS = (
+    looped("reduce", "bulk", 1, (72,), dtype="bf16"), looped("reduce", "bulk", 2, (72,), dtype="bf16"), looped("reduce", "bulk", 16, (72,)),
+    looped("reduce", "bulk", 2, (252,), warps=1), looped("reduce_scatter", "bulk", 1, (64,)), looped("reduce_scatter", "bulk", 16, (64,)),
+    looped("gather", "bulk", 1, (36,)), looped("gather", "bulk", 2, (36,)), looped("gather", "bulk", 16, (36,)),
+    looped("broadcast", "bulk", 1, (404,)), looped("broadcast", "bulk", 16, (404,)),
+)  # fmt: skip
 LOOPS = (
     *LONG, *SCALARS, *MULTICASTS, *TERMS, *PICKS,
     *(looped("reduce", algorithm, 4) for algorithm in ("push", "global")),
@@ -128,6 +135,7 @@ LOOPS = (
     *(looped("gather", algorithm, ranks, (35,), dtype="bf16") for ranks in (1, 2, 8, 16) for algorithm in ("push", "doubling")),
     *(looped("reduce_scatter", "push", ranks, (48,), "max") for ranks in (1, 2, 8, 16)),
     *(looped("broadcast", "push", ranks, (6,)) for ranks in (1, 2, 8, 16)),
+    *BULKS,
     *(looped(kind, "global", ranks, (64,), dtype="bf16") for kind in KINDS for ranks in (1, 2, 8, 16)),
     *(looped(kind, "global", 16, (48,), apart=True) for kind in KINDS),
 )

@@ -49,6 +49,14 @@ def test_instructions(name: str, wanted: dict[str, int | None]) -> None:
     no_local_memory(program)
 
 
+@pytest.mark.compile
+@pytest.mark.parametrize("case", [case for case in cases.LOOPS if case.constants[0].algorithm == "bulk"], ids=lambda case: case.name)
+def test_bulk_copies_go_to_peers_only(case: Case) -> None:
+    """One instruction, by a thread for each peer; the own row goes by stores, unless it stays."""
+    made = case.constants[0]
+    ptx_has(case.program, {COPY: int(case.cluster > 1), ST_ASYNC + ".v4.b32": 0 if made.stays else None, ST_ASYNC + ".v2.b32": 0})
+
+
 Made = tuple[str, int, int]  # what is done, its bytes, and the bytes from one peer's row to the next in the source
 
 

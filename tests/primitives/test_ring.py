@@ -42,6 +42,13 @@ def test_attention_takes_two_bulk_copies_a_tile_and_fast_powers_of_two() -> None
     assert sum(copies.values()) == 2, f"keys and values of a tile: {copies}"
 
 
+@pytest.mark.compile
+def test_what_the_producer_polls_is_stored_and_loaded_relaxed() -> None:
+    """A hint without any order: no fence and no release goes with it. It is written by thread 0 at the start, and at the barrier."""
+    case = next(case for case in cases.PRODUCT_CASES if "early" in case.name)
+    ptx_has(case.program, {"st.relaxed.cta.shared::cta.b32": 2, "ld.relaxed.cta.shared::cta.b32": 1, "ld.volatile.shared.b32": 0})
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", cases.PRODUCT_CASES, ids=lambda case: case.name)
 def test_products_against_float64(case: Case) -> None:

@@ -160,6 +160,12 @@ def test_how_many_exchanges_a_launch_may_do(repeat: int, timed: bool, says: str)
         cf.collective("reduce", shape=(8,), cluster=2, repeat=repeat, timed=timed, part=PART)
 
 
+@pytest.mark.parametrize("timed", ["yes", 1, None, []])
+def test_timed_is_true_or_false(timed: object) -> None:
+    with pytest.raises(ArgumentError, match="argument 'timed' must be True or False, got "):
+        cf.collective("reduce", shape=(8,), cluster=2, timed=timed, part=PART)  # type: ignore[arg-type]
+
+
 def test_which_algorithms() -> None:
     found = cf.collective_algorithms("reduce", shape=(128,), cluster=4)
     assert found[0] == "push"

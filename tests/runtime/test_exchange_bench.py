@@ -98,6 +98,8 @@ def test_what_is_refused_is_left_out_with_its_reason() -> None:
         (Case("sum", 4, 512, 1, dtype="f16"), (256,)),
         (Case("lse", 4, 64, 1), (1, 16)),
         (Case("lse", 4, 2048, 1), (4, 128)),
+        (Case("lse", 4, 1600, 1), (25, 16)),
+        (Case("lse", 4, 516, 1), (129, 1)),  # refused: no dim that is a multiple of 4
     ],
 )
 def test_payloads_are_bytes_of_one_rank(case: Case, shape: tuple[int, ...]) -> None:

@@ -125,6 +125,7 @@ def _one_round(request: Collective, algorithm: str) -> Design:
     row, nbytes = padded(n * width), word_bytes(n, width)
     stays = _stays(ranks, nbytes)
     by, step = BULK if bulk else ST_ASYNC, row if request.kind == "reduce_scatter" else 0
+    # By bulk copies a rank's own row goes by st.async: to call that a copy too asks for more, of fence, source and end, and for no less.
     push = Act(PUSH, ("src",), 0, nbytes, OTHERS if stays else EACH, "box", by, step=step, apart=row)
     result_pieces, result_n = _results(request)
     out = padded(result_pieces * stride(result_n, width) * width)

@@ -135,6 +135,9 @@ def _choices(request: Collective) -> Iterator[CfdslError]:
 def _counts(request: Collective) -> Iterator[CfdslError]:
     if not (_whole(request.clusters) and request.clusters >= 1):
         yield ArgumentError(argument="clusters", expected="an integer of at least 1", got=repr(request.clusters))
+    timed: object = request.timed  # whatever a caller passed
+    if not isinstance(timed, bool):
+        yield ArgumentError(argument="timed", expected="True or False", got=repr(timed))
     most, why = (MOST_TIMED, "with timed=True (cycles") if request.timed else (MOST_REPEAT, "(calls")
     if not (_whole(request.repeat) and 1 <= request.repeat <= most):
         expected = f"an integer from 1 to {most} {why} are counted in 32 bits)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ from cfdsl.compiler.parts import Part
 from cfdsl.errors import CfdslError
 
 DTYPE_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
-HEAD_DIM = 128  # of the online softmax's vectors, where the payload is large enough for one
+HEAD_DIM = 128  # of the online softmax's vectors, where the payload is a multiple of one
 
 # Operators by the name that the command line and the tables give them: kind and op of `cfdsl.collective`.
 OPERATORS: dict[str, tuple[str, str]] = {
@@ -64,7 +65,7 @@ class Case:
         count = self.payload // DTYPE_BYTES[self.dtype]
         if self.operator != "lse":
             return (count,)
-        dim = min(count, HEAD_DIM)
+        dim = math.gcd(count, HEAD_DIM)  # no element more or less than were asked for
         return (count // dim, dim)
 
     @property
