@@ -14,13 +14,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from cfdsl.cli.companions import companion_errors
 from cfdsl.cli.complaints import BadOption, NeedsGpu
 from cfdsl.cli.console import console
+from cfdsl.cli.files import PLOTS, file_errors, write
 from cfdsl.cli.listings import table
 from cfdsl.cli.panels import panel
 from cfdsl.cli.report import config_record, request_record
 from cfdsl.cli.request import Request, takes_request
 from cfdsl.cli.units import held, plural
+from cfdsl.errors import raise_all
 
 
 class BenchCommand(typer.core.TyperCommand):
@@ -70,6 +73,8 @@ def bench(
     from cfdsl.cli.gpu import gpu_part
 
     kv_lens = parse_lengths(kv_len)
+    files = [*file_errors("--json", json), *file_errors("--plot", plot, PLOTS), *file_errors("--trace", trace)]
+    raise_all([*companion_errors(request.fusion), *files])
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl bench")
     quiet = json is not None and str(json) == "-"
@@ -79,7 +84,7 @@ def bench(
     else:
         console().print(bench_panel(record))
     if json is not None and not quiet:
-        json.write_text(jsonlib.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        write("--json", json, jsonlib.dumps(record, indent=2, default=str) + "\n")
     if plot is not None:
         from cfdsl.cli.plot import plot_times
 

@@ -11,6 +11,7 @@ import typer
 
 from cfdsl.cli.complaints import BadOption, NeedsGpu, OptionsConflict
 from cfdsl.cli.console import console
+from cfdsl.cli.files import PLOTS, file_errors, write
 from cfdsl.errors import CfdslError, raise_all
 
 SIZES = (1, 2, 4, 8, 16)
@@ -61,7 +62,7 @@ def bench_collectives(
         "operators": words("--ops", ops, mistakes, tuple(OPERATORS)),
         "algorithms": words("--algorithms", algorithms, mistakes, ALGORITHMS),
     }
-    raise_all(mistakes)
+    raise_all([*mistakes, *file_errors("--json", json), *file_errors("--plot", plot, PLOTS)])
     part = gpu_part()
     if part is None:
         raise NeedsGpu(command="python -m cfdsl bench collectives")
@@ -75,7 +76,7 @@ def bench_collectives(
 
         show(console(), record)
     if json is not None and not quiet:
-        json.write_text(text, encoding="utf-8")
+        write("--json", json, text)
     if plot is not None:
         from cfdsl.cli.plot_exchanges import plot_exchanges
 

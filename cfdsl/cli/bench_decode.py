@@ -16,12 +16,14 @@ from cfdsl.cli.bench import parse_lengths
 from cfdsl.cli.catalog import find_model
 from cfdsl.cli.complaints import NeedsGpu
 from cfdsl.cli.console import console
+from cfdsl.cli.files import file_errors, write
 from cfdsl.cli.listings import table
 from cfdsl.cli.panels import panel
 from cfdsl.cli.request import Dtype
 from cfdsl.cli.traced import save_step
 from cfdsl.cli.units import size
 from cfdsl.dsl.fusion import DTYPES
+from cfdsl.errors import raise_all
 
 
 def bench_decode(
@@ -46,6 +48,7 @@ def bench_decode(
 
     contexts = parse_lengths(context, "--context")
     sizes = find_model(model)
+    raise_all([*file_errors("--json", json), *file_errors("--trace", trace)])
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl bench decode")
     from cfdsl.hf.decode_bench import benchmark_decode
@@ -66,7 +69,7 @@ def bench_decode(
         return
     console().print(decode_panel(record))
     if json is not None:
-        json.write_text(text, encoding="utf-8")
+        write("--json", json, text)
 
 
 def decode_panel(record: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from math import gcd, isqrt
 from typing import TYPE_CHECKING, Any
 
+from cfdsl.cli.companions import blamed_on_examples, example_tensors, lacking, reference_tensors
 from cfdsl.cli.request import Request
 from cfdsl.dsl.graph import Graph
 from cfdsl.dsl.placement import Mesh
@@ -26,7 +27,7 @@ ALLOWED = 1e-9  # both compute in float64: a new token's keys and values round a
 def oracle_check(request: Request, mesh: Mesh) -> dict[str, Any] | None:
     """Run the oracle on `mesh` (or on its scaled-down likeness) and compare outputs and caches; None where there is no reference."""
     fusion = request.fusion
-    if not (fusion.has_reference and fusion.has_example_inputs):
+    if lacking(fusion):
         return None
     from cfdsl.dsl.interpret import interpret
 
@@ -35,9 +36,10 @@ def oracle_check(request: Request, mesh: Mesh) -> dict[str, Any] | None:
     if model is not request.model:
         graph = fusion.trace(model, request.batch, request.dtype, **request.options)
     tokens = min(request.kv_len, TOKENS)
-    tensors = fusion.example_inputs(model, request.batch, request.dtype, length=tokens, capacity=tokens + 3, **request.options)
-    got = interpret(graph, tensors, small, precision="f64", round_outputs=False)
-    want = fusion.reference(model, tensors, "f64", **request.options)
+    tensors = example_tensors(fusion, model, request.batch, request.dtype, length=tokens, capacity=tokens + 3, **request.options)
+    with blamed_on_examples(fusion):
+        got = interpret(graph, tensors, small, precision="f64", round_outputs=False)
+    want = reference_tensors(fusion, got.outputs, model, tensors, "f64", **request.options)
     errors = {name: relative_error(value, want[name]) for name, value in {**got.outputs, **got.caches}.items() if name in want}
     allowed = {name: ALLOWED if name in got.outputs else cache_allowed(request.dtype) for name in errors}
     return {
@@ -80,9 +82,9 @@ def scaled_down(model: ModelConfig, graph: Graph, mesh: Mesh) -> tuple[ModelConf
 
 def _narrower(model: ModelConfig, weights: int) -> ModelConfig:
     """The model with every size of a weight cut alike, if there are too many of them: but for what it divides by, each is as it was."""
-    ways = isqrt(-(-weights // CHEAP_ELEMENTS) - 1) + 1
-    if ways == 1:
+    if weights <= CHEAP_ELEMENTS:
         return model
+    ways = isqrt(-(-weights // CHEAP_ELEMENTS) - 1) + 1
     hidden = max(64, -(-model.hidden // ways // 64) * 64)
     cut = {name: -(-getattr(model, name) // ways // 8) * 8 for name in ("intermediate", "vocab")}
     return replace(model, name=f"{model.name} scaled down", hidden=hidden, **cut)

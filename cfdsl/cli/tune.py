@@ -15,13 +15,16 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
+from cfdsl.cli.companions import companion_errors
 from cfdsl.cli.complaints import NeedsGpu
 from cfdsl.cli.console import console
+from cfdsl.cli.files import file_errors, write
 from cfdsl.cli.listings import table
 from cfdsl.cli.panels import panel
 from cfdsl.cli.report import request_record
 from cfdsl.cli.request import Request, resolve, takes_request
 from cfdsl.cli.units import plural
+from cfdsl.errors import raise_all
 
 MOST_JOBS = 16  # a compiler process takes up to 2 GB
 
@@ -38,6 +41,7 @@ def tune(
     """Measure the cost model's best configs on the GPU at hand, and say how to ask for the fastest."""
     from cfdsl.cli.gpu import gpu_part
 
+    raise_all([*companion_errors(request.fusion), *file_errors("--json", json)])
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl tune")
     record = tuned(request, top, jobs)
@@ -47,7 +51,7 @@ def tune(
         return
     console().print(tune_panel(record))
     if json is not None:
-        json.write_text(text, encoding="utf-8")
+        write("--json", json, text)
 
 
 def tuned(request: Request, top: int, jobs: int) -> dict[str, Any]:

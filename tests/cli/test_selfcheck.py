@@ -108,6 +108,16 @@ def test_fusions_without_heads_are_scaled_down_too(fusion: str) -> None:
     assert "to take seconds: hidden" in found["note"]
 
 
+def test_a_fusion_without_weights_is_as_it_is_on_any_number_of_ctas() -> None:
+    @cf.fusion
+    def twice(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        x = cf.input("x", (batch, m.hidden))
+        return cf.outputs(y=x + x)
+
+    model = request().model
+    assert scaled_down(model, twice.trace(model), cf.Mesh(132, 1)) == (model, cf.Mesh(132, 1))
+
+
 def test_an_index_is_right_or_wrong() -> None:
     index = torch.tensor([5], dtype=torch.int32)
     assert relative_error(index, index.clone()) == 0.0

@@ -98,6 +98,21 @@ def test_a_wrong_kernel_has_an_error(on_cpu: list[int]) -> None:
     assert run(FakeKernel(wrong=1.5), peers=False)["rows"][0]["relative_error"] == pytest.approx(0.5, rel=0.01)
 
 
+def test_outputs_that_example_inputs_leave_out_are_made(on_cpu: list[int]) -> None:
+    bare = cf.Fusion(attention_block.fn)
+    bare.reference(attention_block.reference)
+
+    @bare.example_inputs
+    def inputs(*args: Any, **how: Any) -> dict[str, torch.Tensor]:
+        made = attention_block.example_inputs(*args, **how)
+        return {name: tensor for name, tensor in made.items() if name != "y"}
+
+    kernel = FakeKernel()
+    kernel.args = tuple(Arg("y", (1, MODEL.hidden), "bf16", "output") if arg.name == "y" else arg for arg in kernel.args)
+    found = benchmark.check_and_time(bare, MODEL, kernel, 20, {})  # type: ignore[arg-type]
+    assert found["relative_error"] < 4e-3
+
+
 def test_peers_are_timed_at_every_length_and_are_right(on_cpu: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda block, **how: block)
     record = run(FakeKernel())
