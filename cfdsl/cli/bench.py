@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from cfdsl.cli.companions import companion_errors
 from cfdsl.cli.complaints import BadOption, NeedsGpu
-from cfdsl.cli.console import console
+from cfdsl.cli.console import console, json_text
 from cfdsl.cli.files import PLOTS, file_errors, write
 from cfdsl.cli.listings import table
 from cfdsl.cli.panels import panel
@@ -80,11 +79,11 @@ def bench(
     quiet = json is not None and str(json) == "-"
     record = measured(request, kv_lens, peers, runs, budget)
     if quiet:
-        sys.stdout.write(jsonlib.dumps(record, indent=2, default=str) + "\n")
+        sys.stdout.write(json_text(record))
     else:
         console().print(bench_panel(record))
     if json is not None and not quiet:
-        write("--json", json, jsonlib.dumps(record, indent=2, default=str) + "\n")
+        write("--json", json, json_text(record))
     if plot is not None:
         from cfdsl.cli.plot import plot_times
 

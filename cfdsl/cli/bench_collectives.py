@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cfdsl.cli.complaints import BadOption, NeedsGpu, OptionsConflict
-from cfdsl.cli.console import console
+from cfdsl.cli.console import console, json_text
 from cfdsl.cli.files import PLOTS, file_errors, write
 from cfdsl.errors import CfdslError, raise_all
 
@@ -68,7 +67,7 @@ def bench_collectives(
         raise NeedsGpu(command="python -m cfdsl bench collectives")
     record = measured(part, grids("quick" if quick else "full" if full else "default", **axes), paper, runs, jobs, budget)
     quiet = json is not None and str(json) == "-"
-    text = jsonlib.dumps(record, indent=2, default=str) + "\n"
+    text = json_text(record)
     if quiet:
         sys.stdout.write(text)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +14,7 @@ from rich.text import Text
 from cfdsl.cli.bench import parse_lengths
 from cfdsl.cli.catalog import find_model
 from cfdsl.cli.complaints import NeedsGpu
-from cfdsl.cli.console import console
+from cfdsl.cli.console import console, json_text
 from cfdsl.cli.files import file_errors, write
 from cfdsl.cli.listings import table
 from cfdsl.cli.panels import panel
@@ -63,7 +62,7 @@ def bench_decode(
 
         save_step(trace, trace_decode(sizes, max(contexts), DTYPES[dtype], layers=layers), screen)
     record = {**record, "command": " ".join(["python -m cfdsl", *sys.argv[1:]])}
-    text = jsonlib.dumps(record, indent=2, default=str) + "\n"
+    text = json_text(record)
     if json is not None and str(json) == "-":
         sys.stdout.write(text)
         return

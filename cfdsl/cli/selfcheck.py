@@ -74,6 +74,8 @@ def scaled_down(model: ModelConfig, graph: Graph, mesh: Mesh) -> tuple[ModelConf
     if graph.over != model.kv_heads:
         return _narrower(model, weights), mesh  # clusters do not stand for heads: their number stays, and rows are dealt to all of them
     ways = smallest_share(model.kv_heads, mesh.groups)
+    if ways == 1:
+        return model, mesh
     kv_heads, clusters = model.kv_heads // ways, mesh.clusters // ways
     hidden = max(64, -(-model.hidden // ways // 64) * 64)
     small = replace(model, name=f"{model.name} scaled down", hidden=hidden, heads=kv_heads * model.group, kv_heads=kv_heads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,7 +16,7 @@ from rich.text import Text
 
 from cfdsl.cli.companions import companion_errors
 from cfdsl.cli.complaints import NeedsGpu
-from cfdsl.cli.console import console
+from cfdsl.cli.console import console, json_text
 from cfdsl.cli.files import file_errors, write
 from cfdsl.cli.listings import table
 from cfdsl.cli.panels import panel
@@ -45,7 +44,7 @@ def tune(
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl tune")
     record = tuned(request, top, jobs)
-    text = jsonlib.dumps(record, indent=2, default=str) + "\n"
+    text = json_text(record)
     if json is not None and str(json) == "-":
         sys.stdout.write(text)
         return
