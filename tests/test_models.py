@@ -200,10 +200,16 @@ def reasons(**changes: Any) -> list[str]:
     ("changes", "reason"),
     [
         ({"model_type": "gpt2"}, "model_type is 'gpt2'; known are llama, mistral, qwen2"),
-        ({"model_type": "missing"}, "model_type is None; known are llama, mistral, qwen2"),
+        ({"model_type": "missing"}, "model_type is missing; known are llama, mistral, qwen2"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "its weights are quantised (gptq)"),
         ({"model_type": "mistral", "sliding_window": 1024}, "its attention has a sliding window of 1024 tokens"),
         ({"model_type": "qwen2", "sliding_window": 64, "use_sliding_window": True}, "its attention has a sliding window of 64 tokens"),
+        (
+            {"model_type": "mistral", "max_position_embeddings": 32768},
+            "its attention has a sliding window of 4096 tokens, as a config has that does not say null",
+        ),
+        ({"model_type": "mistral", "num_key_value_heads": "missing"}, "num_key_value_heads is missing"),
+        ({"model_type": "qwen2", "num_key_value_heads": "missing"}, "num_key_value_heads is missing"),
         ({"attention_bias": True}, "attention_bias: its output projection has a bias"),
         ({"mlp_bias": True}, "mlp_bias: its feed-forward projections have biases"),
         ({"num_local_experts": 8}, "it is a mixture of 8 experts (num_local_experts)"),

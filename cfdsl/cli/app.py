@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
 
 from cfdsl.cli import bench, cache_cmd, compile_cmd, explain, generate, listings, show, tune
+from cfdsl.cli.complaints import UnknownName
 from cfdsl.cli.console import print_error
 from cfdsl.cli.spec_failure import spec_failure
 from cfdsl.errors import CfdslError
 
+
+class Commands(typer.core.TyperGroup):
+    """The commands; a name that is none of them is answered with all of them."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that `args` begin with. Raises UnknownName."""
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            raise UnknownName(kind="command", name=name, known=", ".join(self.list_commands(ctx)), command="--help")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="cfdsl",
+    cls=Commands,
     help="Cluster dataflow graphs, compiled to GPU kernels.",
     no_args_is_help=True,
     add_completion=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,10 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from cfdsl.cli.companions import companion_errors
 from cfdsl.cli.complaints import BadOption, NeedsGpu
-from cfdsl.cli.console import console
+from cfdsl.cli.console import console, json_text
+from cfdsl.cli.files import PLOTS, file_errors, write
 from cfdsl.cli.listings import table
-from cfdsl.cli.outputs import mistakes as output_mistakes
 from cfdsl.cli.panels import panel
 from cfdsl.cli.report import config_record, request_record
 from cfdsl.cli.request import Request, takes_request
@@ -72,17 +72,18 @@ def bench(
     from cfdsl.cli.gpu import gpu_part
 
     kv_lens = parse_lengths(kv_len)
-    raise_all(output_mistakes(json, plot, trace))
+    files = [*file_errors("--json", json), *file_errors("--plot", plot, PLOTS), *file_errors("--trace", trace)]
+    raise_all([*companion_errors(request.fusion), *files])
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl bench")
     quiet = json is not None and str(json) == "-"
     record = measured(request, kv_lens, peers, runs, budget)
     if quiet:
-        sys.stdout.write(jsonlib.dumps(record, indent=2, default=str) + "\n")
+        sys.stdout.write(json_text(record))
     else:
         console().print(bench_panel(record))
     if json is not None and not quiet:
-        json.write_text(jsonlib.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        write("--json", json, json_text(record))
     if plot is not None:
         from cfdsl.cli.plot import plot_times
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from cfdsl.cli.complaints import BadOption, NeedsGpu, OptionsConflict
-from cfdsl.cli.console import console
-from cfdsl.cli.outputs import mistakes as output_mistakes
+from cfdsl.cli.console import console, json_text
+from cfdsl.cli.files import PLOTS, file_errors, write
 from cfdsl.errors import CfdslError, raise_all
 
 SIZES = (1, 2, 4, 8, 16)
@@ -62,13 +61,13 @@ def bench_collectives(
         "operators": words("--ops", ops, mistakes, tuple(OPERATORS)),
         "algorithms": words("--algorithms", algorithms, mistakes, ALGORITHMS),
     }
-    raise_all([*mistakes, *output_mistakes(json, plot)])
+    raise_all([*mistakes, *file_errors("--json", json), *file_errors("--plot", plot, PLOTS)])
     part = gpu_part()
     if part is None:
         raise NeedsGpu(command="python -m cfdsl bench collectives")
     record = measured(part, grids("quick" if quick else "full" if full else "default", **axes), paper, runs, jobs, budget)
     quiet = json is not None and str(json) == "-"
-    text = jsonlib.dumps(record, indent=2, default=str) + "\n"
+    text = json_text(record)
     if quiet:
         sys.stdout.write(text)
     else:
@@ -76,7 +75,7 @@ def bench_collectives(
 
         show(console(), record)
     if json is not None and not quiet:
-        json.write_text(text, encoding="utf-8")
+        write("--json", json, text)
     if plot is not None:
         from cfdsl.cli.plot_exchanges import plot_exchanges
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,9 +14,9 @@ from rich.text import Text
 from cfdsl.cli.bench import parse_lengths
 from cfdsl.cli.catalog import find_model
 from cfdsl.cli.complaints import NeedsGpu
-from cfdsl.cli.console import console
+from cfdsl.cli.console import console, json_text
+from cfdsl.cli.files import file_errors, write
 from cfdsl.cli.listings import table
-from cfdsl.cli.outputs import mistakes as output_mistakes
 from cfdsl.cli.panels import panel
 from cfdsl.cli.request import Dtype
 from cfdsl.cli.traced import save_step
@@ -48,7 +47,7 @@ def bench_decode(
 
     contexts = parse_lengths(context, "--context")
     sizes = find_model(model)
-    raise_all(output_mistakes(json, trace=trace))
+    raise_all([*file_errors("--json", json), *file_errors("--trace", trace)])
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl bench decode")
     from cfdsl.hf.decode_bench import benchmark_decode
@@ -63,13 +62,13 @@ def bench_decode(
 
         save_step(trace, trace_decode(sizes, max(contexts), DTYPES[dtype], layers=layers), screen)
     record = {**record, "command": " ".join(["python -m cfdsl", *sys.argv[1:]])}
-    text = jsonlib.dumps(record, indent=2, default=str) + "\n"
+    text = json_text(record)
     if json is not None and str(json) == "-":
         sys.stdout.write(text)
         return
     console().print(decode_panel(record))
     if json is not None:
-        json.write_text(text, encoding="utf-8")
+        write("--json", json, text)
 
 
 def decode_panel(record: dict[str, Any]) -> Any:

@@ -23,7 +23,7 @@ def fusion_names() -> tuple[str, ...]:
 
 def find_fusion(name: str) -> Fusion:
     """A shipped fusion by name, or `path/to/file.py:name` (or `package.module:name`) for one of the user's own."""
-    if ":" in name:
+    if ":" in name or name.endswith(".py"):
         return _own_fusion(name)
     if name not in fusion_names():
         raise UnknownName(kind="fusion", name=name, known=", ".join(fusion_names()), command="fusions")
@@ -34,13 +34,15 @@ def find_fusion(name: str) -> Fusion:
 def _own_fusion(spot: str) -> Fusion:
     from cfdsl.dsl.fusion import Fusion
 
-    where, _, name = spot.rpartition(":")
+    where, _, name = spot.rpartition(":") if ":" in spot else (spot, "", "")
     module = _module(spot, where)
     own = getattr(module, name, None)
     if not isinstance(own, Fusion):
         theirs = [each for each, value in vars(module).items() if isinstance(value, Fusion)]
         problem = f"{where} has no {name}" if own is None else f"{name} of {where} is no fusion, but {type(own).__name__}"
+        problem = problem if name else "it names a file, and no fusion in it"
         advice = f"its fusions are: {', '.join(theirs)}" if theirs else "decorate the function of the spec with @cf.fusion"
+        advice = f"write {where}:NAME; {advice}" if theirs and not name else advice
         raise NoSuchFusion(spot=spot, problem=problem, advice=advice)
     return own
 

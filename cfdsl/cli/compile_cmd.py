@@ -29,14 +29,15 @@ def compile_(request: Request, json: Annotated[bool, typer.Option("--json", help
     record |= lowered_record(request, lowered)
     _show(screen, panels.graph_panel, record["graph"])
     _show(screen, panels.config_panel, record["config"], record["choice"])
+    left_out = record["left_out"] = reasons(request)
     cached = any(arg.role == "cache" for arg in lowered.plan.args)
     _show(screen, panels.traffic_panel, record["traffic"], request.kv_len if cached else None)
     record["oracle"] = check(request, lowered)
-    _show(screen, panels.oracle_panel, record["oracle"])
+    _show(screen, panels.oracle_panel, record["oracle"], left_out.get("oracle"))
     record["kernel"], kernel = build(request, lowered)
     _show(screen, panels.kernel_panel, record["kernel"])
-    record["gpu"] = run(request, kernel)
-    _show(screen, panels.gpu_panel, record["gpu"])
+    record["gpu"] = None if "gpu" in left_out else run(request, kernel)
+    _show(screen, panels.gpu_panel, record["gpu"], left_out.get("gpu"))
     if json:
         print_json(record)
     if record["oracle"] is not None and not record["oracle"]["ok"]:
@@ -83,13 +84,18 @@ def build(request: Request, lowered: Lowered) -> tuple[dict[str, Any], Any]:
     return kernel_record(kernel, time.perf_counter() - start), kernel
 
 
-def run(request: Request, kernel: Any) -> dict[str, Any] | None:
-    """Run, check and time the kernel where there is a GPU that it was compiled for."""
+def reasons(request: Request) -> dict[str, str]:
+    """Why the oracle's check, or the run on the GPU, is left out; nothing of what is not."""
+    from cfdsl.cli.companions import lacking
     from cfdsl.cli.gpu import gpu_part
 
-    at_hand = gpu_part()
-    if at_hand is None or at_hand.arch != request.part.arch:
-        return None
+    at_hand, lacks = gpu_part(), lacking(request.fusion)
+    gpu = lacks if at_hand and at_hand.arch == request.part.arch else "there is no GPU here that this was compiled for"
+    return {name: why for name, why in (("oracle", lacks), ("gpu", gpu)) if why}
+
+
+def run(request: Request, kernel: Any) -> dict[str, Any]:
+    """Run, check and time the kernel on the GPU at hand."""
     from cfdsl.runtime.benchmark import check_and_time
 
     return check_and_time(request.fusion, request.model, kernel, request.kv_len, request.options)

@@ -9,7 +9,7 @@ from cfdsl.errors import CfdslError
 
 @dataclass(eq=False, kw_only=True)
 class UnknownName(CfdslError):
-    """A fusion, model or part that does not exist."""
+    """A command, fusion, model or part that does not exist."""
 
     kind: str
     name: str
@@ -40,14 +40,31 @@ class SpecFailed(CfdslError):
 
 
 @dataclass(eq=False, kw_only=True)
+class BadCompanion(CfdslError):
+    """A reference, or a maker of example inputs, with which a spec cannot be checked."""
+
+    fusion: str
+    what: str
+    problem: str
+    advice: str
+    _says = "the {what} of {fusion} {problem}."
+    _remedy = "{advice}."
+
+
+@dataclass(eq=False, kw_only=True)
 class BadOption(CfdslError):
     """An option of the command line has a value that it cannot have."""
 
     option: str
     value: str
     expected: str
-    _says = "{option} got {value!r}, which is not {expected}."
+    because: str = ""
     _remedy = "give {option} {expected}."
+
+    @property
+    def message(self) -> str:
+        because = f" ({self.because})" if self.because else ""
+        return f"{self.option} got {self.value!r}, which is not {self.expected}{because}."
 
 
 @dataclass(eq=False, kw_only=True)

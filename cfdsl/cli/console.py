@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -20,9 +22,22 @@ def console(stderr: bool = False) -> Console:
     return Console(file=stream, width=None if stream.isatty() else WIDTH, highlight=False, soft_wrap=False)
 
 
+def json_text(record: dict[str, Any]) -> str:
+    """One JSON object, indented, with a newline at its end. JSON has no infinity and no NaN: an error that is one is null there."""
+    return json.dumps(_finite(record), indent=2, default=str, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def print_json(record: dict[str, Any]) -> None:
-    """One JSON object, indented."""
-    sys.stdout.write(json.dumps(record, indent=2, default=str, allow_nan=True) + "\n")
+    """The record as JSON on stdout."""
+    sys.stdout.write(json_text(record))
 
 
 def print_code(text: str, language: str) -> None:

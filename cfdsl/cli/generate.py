@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from cfdsl.cli.complaints import BadOption, GenerateNeedsGpu, OptionsConflict
 from cfdsl.cli.console import console
-from cfdsl.cli.outputs import mistakes as output_mistakes
+from cfdsl.cli.files import file_errors
 from cfdsl.cli.request import Dtype
 from cfdsl.cli.traced import save_step
 from cfdsl.cli.units import plural, trim
@@ -63,7 +63,7 @@ def generate(
         raise BadOption(option="--temperature", value="0", expected="above 0 where --top-k or --top-p are given")
     if backend == "oracle" and trace is not None:
         raise OptionsConflict(option="--trace", other="--backend oracle", reason="only kernels have a timeline")
-    raise_all(output_mistakes(trace=trace))
+    raise_all(file_errors("--trace", trace))
     if backend == "kernel" and gpu_part() is None:
         raise GenerateNeedsGpu()
     from cfdsl.hf.generation import Sampling, find_source

@@ -140,10 +140,10 @@ def traffic_panel(record: dict[str, Any], kv_len: int | None) -> Panel:
     return panel(title, bytes_, Text(), Text.from_markup(memory))
 
 
-def oracle_panel(record: dict[str, Any] | None) -> Panel:
-    """The check of the placed graph against the plain PyTorch reference."""
+def oracle_panel(record: dict[str, Any] | None, left_out: str | None) -> Panel:
+    """The check of the placed graph against the plain PyTorch reference, or why there is none."""
     if record is None:
-        return panel("Oracle against the PyTorch reference", Text("left out: this fusion has no reference.", "yellow"))
+        return panel("Oracle against the PyTorch reference", Text(f"left out: {left_out}.", "yellow"))
     verdict = "[green]agrees[/green]" if record["ok"] else "[bold red]DISAGREES[/bold red]"
     errors = ", ".join(f"{name} {error:.1e}" for name, error in record["errors"].items())
     line = f"{verdict}: relative error {record['relative_error']:.1e} (at most {record['tolerance']:.0e} allowed) in {record['dtype']}"
@@ -155,17 +155,18 @@ def kernel_panel(record: dict[str, Any]) -> Panel:
     spills = record["spills"]
     spilled = "unknown" if spills is None else "none" if not spills else f"[red]{spills} bytes[/red]"
     took = "loaded from the cache" if record["cached"] else "compiled"
-    line = f"{took} in [bold]{record['seconds']:.2f} s[/bold]; {record['registers'] or '?'} registers, spills {spilled}, "
+    before = f" (compiling took {record['compile_seconds']:.2f} s)" if record["cached"] else ""
+    line = f"{took} in [bold]{record['seconds']:.2f} s[/bold]{before}; {record['registers'] or '?'} registers, spills {spilled}, "
     files = Table.grid(padding=(0, 2, 0, 0))
     for name, path in record["files"].items():
         files.add_row(f"[bold]{name}[/bold]", escape(str(path)) if path else "[dim]not made[/dim]")
     return panel("Kernel", Text.from_markup(line + f"{held(record['smem_bytes'])} shared memory per CTA"), files)
 
 
-def gpu_panel(record: dict[str, Any] | None) -> Panel:
-    """The run on the GPU, or that there was none."""
+def gpu_panel(record: dict[str, Any] | None, left_out: str | None) -> Panel:
+    """The run on the GPU, or why there was none."""
     if record is None:
-        return panel("On the GPU", Text("not run: there is no GPU here that this was compiled for.", "dim"))
+        return panel("On the GPU", Text(f"not run: {left_out}.", "dim"))
     error = f"relative error {record['relative_error']:.1e} against float64"
     line = f"{record['gpu']}: [bold]{record['us']:.1f} us[/bold], {record['gbps']:.0f} GB/s; {error}"
     return panel("On the GPU", Text.from_markup(line), Text(record["note"], "dim"))

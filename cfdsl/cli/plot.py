@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cfdsl.cli.files import writing
+
 COLORS = ("#2f6fde", "#93a7bd", "#e08a2c", "#c9a227", "#3a9d6e")
 
 
@@ -41,4 +43,5 @@ def plot_times(record: dict[str, Any], path: Path) -> None:
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path)
+    with writing("--plot", path):
+        figure.savefig(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cfdsl.cli.files import writing
 from cfdsl.cli.plot import COLORS
 from cfdsl.cli.units import held
 
@@ -68,7 +69,8 @@ def plot_exchanges(record: dict[str, Any], path: Path) -> None:
     for axes in grid.flat:
         handles.update({label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)})
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False, fontsize=8)
-    figure.savefig(path)
+    with writing("--plot", path):
+        figure.savefig(path)
 
 
 def draw_floor(axes: Any, record: dict[str, Any]) -> None:

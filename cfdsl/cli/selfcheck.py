@@ -10,6 +10,7 @@ from dataclasses import replace
 from math import gcd, isqrt
 from typing import TYPE_CHECKING, Any
 
+from cfdsl.cli.companions import blamed_on_examples, example_tensors, lacking, reference_tensors
 from cfdsl.cli.request import Request
 from cfdsl.dsl.graph import Graph
 from cfdsl.dsl.placement import Mesh
@@ -26,18 +27,20 @@ ALLOWED = 1e-9  # both compute in float64: a new token's keys and values round a
 def oracle_check(request: Request, mesh: Mesh) -> dict[str, Any] | None:
     """Run the oracle on `mesh` (or on its scaled-down likeness) and compare outputs and caches; None where there is no reference."""
     fusion = request.fusion
-    if not (fusion.has_reference and fusion.has_example_inputs):
+    if lacking(fusion):
         return None
     from cfdsl.dsl.interpret import interpret
+    from cfdsl.runtime.measure import relative_error
 
     graph = fusion.trace(request.model, request.batch, request.dtype, **request.options)
     model, small = scaled_down(request.model, graph, mesh)
     if model is not request.model:
         graph = fusion.trace(model, request.batch, request.dtype, **request.options)
     tokens = min(request.kv_len, TOKENS)
-    tensors = fusion.example_inputs(model, request.batch, request.dtype, length=tokens, capacity=tokens + 3, **request.options)
-    got = interpret(graph, tensors, small, precision="f64", round_outputs=False)
-    want = fusion.reference(model, tensors, "f64", **request.options)
+    tensors = example_tensors(fusion, model, request.batch, request.dtype, length=tokens, capacity=tokens + 3, **request.options)
+    with blamed_on_examples(fusion):
+        got = interpret(graph, tensors, small, precision="f64", round_outputs=False)
+    want = reference_tensors(fusion, got.outputs, model, tensors, "f64", **request.options)
     errors = {name: relative_error(value, want[name]) for name, value in {**got.outputs, **got.caches}.items() if name in want}
     allowed = {name: ALLOWED if name in got.outputs else cache_allowed(request.dtype) for name in errors}
     return {
@@ -72,6 +75,8 @@ def scaled_down(model: ModelConfig, graph: Graph, mesh: Mesh) -> tuple[ModelConf
     if graph.over != model.kv_heads:
         return _narrower(model, weights), mesh  # clusters do not stand for heads: their number stays, and rows are dealt to all of them
     ways = smallest_share(model.kv_heads, mesh.groups)
+    if ways == 1:
+        return model, mesh
     kv_heads, clusters = model.kv_heads // ways, mesh.clusters // ways
     hidden = max(64, -(-model.hidden // ways // 64) * 64)
     small = replace(model, name=f"{model.name} scaled down", hidden=hidden, heads=kv_heads * model.group, kv_heads=kv_heads)
@@ -80,9 +85,9 @@ def scaled_down(model: ModelConfig, graph: Graph, mesh: Mesh) -> tuple[ModelConf
 
 def _narrower(model: ModelConfig, weights: int) -> ModelConfig:
     """The model with every size of a weight cut alike, if there are too many of them: but for what it divides by, each is as it was."""
-    ways = isqrt(-(-weights // CHEAP_ELEMENTS) - 1) + 1
-    if ways == 1:
+    if weights <= CHEAP_ELEMENTS:
         return model
+    ways = isqrt(-(-weights // CHEAP_ELEMENTS) - 1) + 1
     hidden = max(64, -(-model.hidden // ways // 64) * 64)
     cut = {name: -(-getattr(model, name) // ways // 8) * 8 for name in ("intermediate", "vocab")}
     return replace(model, name=f"{model.name} scaled down", hidden=hidden, **cut)
@@ -109,18 +114,3 @@ def note(model: ModelConfig, checked: ModelConfig, mesh: Mesh, tokens: int | Non
     heads = f"{checked.heads} query and {checked.kv_heads} KV heads for {model.heads} and {model.kv_heads}"
     sizes = f"hidden {checked.hidden} for {model.hidden}, {heads}"
     return f"Checked on a scaled-down model, to take seconds: {sizes}; head_dim, grouping and ranks as in the real one; {where}."
-
-
-def relative_error(got: Any, want: Any) -> float:
-    """|got - want| / |want| of two tensors in float64, over the elements that are numbers in `want`; infinite if `got` lacks one.
-
-    Indices are right, 0, or wrong, infinite.
-    """
-    if not want.is_floating_point():
-        return 0.0 if got.tolist() == want.tolist() else float("inf")
-    a, b = got.double().flatten(), want.double().flatten()
-    known = b.isfinite()
-    if not bool((a.isfinite() | ~known).all()):
-        return float("inf")
-    a, b = a[known], b[known]
-    return float((a - b).norm() / b.norm().clamp_min(1e-300)) if b.numel() else 0.0

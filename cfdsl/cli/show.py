@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
-from cfdsl.cli.complaints import BadOption, NothingToShow
+from cfdsl.cli.complaints import NothingToShow
 from cfdsl.cli.console import console, print_code
+from cfdsl.cli.files import file_errors, write
 from cfdsl.cli.request import Request, takes_request
+from cfdsl.errors import raise_all
 
 
 class Stage(StrEnum):
@@ -38,6 +40,7 @@ def show(
     """Print a stage of the compilation, or draw the placed graph with --picture OUT.svg."""
     if stage is None and picture is None:
         raise NothingToShow(stages=", ".join(Stage.__members__))
+    raise_all(file_errors("--picture", picture, (".svg",)))
     if request.part_from in ("default", "fallback"):
         console(stderr=True).print(request.part_note, markup=False)
     if picture is not None:
@@ -61,11 +64,7 @@ def draw_to(request: Request, path: Path) -> None:
     from cfdsl.cli.build import lower_for
     from cfdsl.cli.picture import draw
 
-    if path.suffix.lower() != ".svg":
-        raise BadOption(option="--picture", value=str(path), expected="the name of an .svg file")
-    if not path.parent.is_dir():
-        raise BadOption(option="--picture", value=str(path), expected="a file in a folder that exists")
     lowered = lower_for(request)
     text = draw(lowered.placed, lowered.plan, request.kv_len, request.part.hbm_gbps, request.part.name)
-    path.write_text(text, encoding="utf-8")
+    write("--picture", path, text)
     console(stderr=True).print(f"wrote {path} ({len(text) // 1024 + 1} KB)", markup=False)

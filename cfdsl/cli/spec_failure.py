@@ -9,7 +9,11 @@ import traceback
 from cfdsl.cli.complaints import SpecFailed
 from cfdsl.dsl.source import PACKAGE, source_at
 
-RUN_SPECS = {(os.path.join(PACKAGE, "dsl", "trace.py"), "trace"), (os.path.join(PACKAGE, "cli", "catalog.py"), "_module")}
+RUN_SPECS = {
+    (os.path.join(PACKAGE, "dsl", "trace.py"), "trace"),
+    (os.path.join(PACKAGE, "cli", "catalog.py"), "_module"),
+    (os.path.join(PACKAGE, "cli", "companions.py"), "_call"),
+}
 NOT_THEIRS = (PACKAGE, "<frozen", sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
 
 

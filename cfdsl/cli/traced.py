@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from cfdsl.cli.files import write
 from cfdsl.cli.listings import table
 from cfdsl.cli.panels import panel
 from cfdsl.cli.request import Request
@@ -48,7 +49,7 @@ def write_trace(path: Path, launches: Sequence[tuple[str, Sequence[Record]]]) ->
     """Write launches, (kernel's name, records) in launch order as `Recording.timeline()` gives them, into one file for Perfetto."""
     from cfdsl.runtime.timeline import chrome_trace
 
-    path.write_text(json.dumps(chrome_trace(launches)) + "\n", encoding="utf-8")
+    write("--trace", path, json.dumps(chrome_trace(launches)) + "\n")
 
 
 def save_step(path: Path, launches: Sequence[tuple[str, Sequence[Record]]], screen: Console) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,10 +14,11 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
+from cfdsl.cli.companions import companion_errors
 from cfdsl.cli.complaints import NeedsGpu
-from cfdsl.cli.console import console
+from cfdsl.cli.console import console, json_text
+from cfdsl.cli.files import file_errors, write
 from cfdsl.cli.listings import table
-from cfdsl.cli.outputs import mistakes as output_mistakes
 from cfdsl.cli.panels import panel
 from cfdsl.cli.report import request_record
 from cfdsl.cli.request import Request, resolve, takes_request
@@ -40,17 +40,17 @@ def tune(
     """Measure the cost model's best configs on the GPU at hand, and say how to ask for the fastest."""
     from cfdsl.cli.gpu import gpu_part
 
-    raise_all(output_mistakes(json))
+    raise_all([*companion_errors(request.fusion), *file_errors("--json", json)])
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl tune")
     record = tuned(request, top, jobs)
-    text = jsonlib.dumps(record, indent=2, default=str) + "\n"
+    text = json_text(record)
     if json is not None and str(json) == "-":
         sys.stdout.write(text)
         return
     console().print(tune_panel(record))
     if json is not None:
-        json.write_text(text, encoding="utf-8")
+        write("--json", json, text)
 
 
 def tuned(request: Request, top: int, jobs: int) -> dict[str, Any]:

@@ -77,10 +77,8 @@ class Fusion:
 
     @property
     def src(self) -> Src:
-        """The line of the function's `def`, which may stand below other decorators."""
-        first = self.fn.__code__.co_firstlineno
-        lines = (source_at(self.file, line) for line in range(first, first + MOST_DECORATORS))
-        return next((src for src in lines if src.code.startswith("def ")), source_at(self.file, first))
+        """The line of the function's `def`."""
+        return def_line(self.fn) or Src(self.file, 0)
 
     def request_errors(self, batch: int, dtype: str, options: Mapping[str, Any]) -> list[CfdslError]:
         """What is wrong with a request before it is traced: each option that there is not, each value that an option does not take, ..."""
@@ -144,6 +142,16 @@ class Fusion:
         return f"<fusion {self.name}>"
 
 
+def def_line(fn: Spec) -> Src | None:
+    """The line of a function's `def`, which may stand below decorators; None for a callable that is no function."""
+    code = getattr(inspect.unwrap(fn), "__code__", None)
+    if code is None:
+        return None
+    file, first = inspect.getsourcefile(code) or code.co_filename, code.co_firstlineno
+    lines = (source_at(file, line) for line in range(first, first + MOST_DECORATORS))
+    return next((src for src in lines if src.code.startswith("def ")), source_at(file, first))
+
+
 def fusion(fn: Spec) -> Fusion:
     """Decorator: make a spec `def name(m: ModelConfig, batch: int, *, option="default")` a Fusion."""
     return Fusion(fn)
@@ -158,8 +166,7 @@ def _expect_spec(fn: Spec) -> None:
         inspect.signature(fn).bind(None, 1)
     except TypeError:
         got = f"{fn.__name__}{inspect.signature(fn)}"
-        src = source_at(fn.__code__.co_filename, fn.__code__.co_firstlineno)
-        raise ArgumentError(argument="fn", expected=expected, got=got, advice=advice, src=src) from None
+        raise ArgumentError(argument="fn", expected=expected, got=got, advice=advice, src=def_line(fn)) from None
 
 
 def _choices(fn: Spec, options: dict[str, Any]) -> dict[str, tuple[Any, ...]]:

@@ -37,7 +37,7 @@ class ConfigError(CfdslError):
     name: str
     value: object
     expected: str
-    _says = "the config has {name}={value}, it must be {expected}."
+    _says = "the config has {name}={value!r}, it must be {expected}."
     _remedy = "leave {name} out and the cost model chooses it, or give a value that is {expected}."
 
 

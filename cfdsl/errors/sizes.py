@@ -14,7 +14,7 @@ class ClusterSizeUnsupported(CfdslError):
 
     size: int
     supported: Sequence[int] = (1, 2, 4, 8, 16)
-    _says = "a cluster of {size} CTAs is not supported."
+    _says = "a cluster of {size!r} CTAs is not supported."
 
     @property
     def remedy(self) -> str:

@@ -52,7 +52,7 @@ def plan_errors(sizes: ModelConfig, dtype: str, part: Any = None) -> list[CfdslE
 
 def model_config(model: Any) -> ModelConfig:
     """The sizes and conventions of a model. A sliding window is left out here: each call's cache says whether it is ever reached."""
-    raw = {name: value for name, value in model.config.to_dict().items() if name != "sliding_window"}
+    raw = {**model.config.to_dict(), "sliding_window": None}
     head, table = (getattr(module, "weight", None) for module in (model.lm_head, model.model.embed_tokens))
     tied = isinstance(head, Tensor) and isinstance(table, Tensor) and head.data_ptr() == table.data_ptr()
     return ModelConfig.from_hf(raw, name=raw.get("_name_or_path") or type(model).__name__).with_(tied_embeddings=tied)

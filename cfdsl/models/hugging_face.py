@@ -15,6 +15,7 @@ from cfdsl.models.config import ModelConfig, RopeScaling, expect, problems
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 OLD = {"type": "rope_type"}  # names of rotary settings, and what they are called now
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")  # those of ModelConfig that there is code for
+WINDOWS = {"mistral": 4096}  # sliding windows of configs that do not name theirs
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -82,7 +83,9 @@ def _from_hf(raw: Mapping[str, Any], name: str) -> ModelConfig:
     read = _Reader(raw)
     read.reasons += _unsupported(raw)
     hidden, heads = read.size("hidden_size"), read.size("num_attention_heads")
-    kv_heads = read.size("num_key_value_heads", heads or None) if heads else 0
+    # only of llama does a config that does not name them mean as many as query heads; in all of them null means so
+    named = raw.get("model_type") == "llama" or "num_key_value_heads" in raw
+    kv_heads = read.size("num_key_value_heads", heads if named else None) if heads else 0
     head_dim = _head_dim(read, hidden, heads)
     fields: dict[str, Any] = {
         "layers": read.size("num_hidden_layers"),
@@ -125,15 +128,16 @@ def _unsupported(raw: Mapping[str, Any]) -> list[str]:
     reasons = []
     model_type = raw.get("model_type")
     if model_type not in MODEL_TYPES:
-        reasons.append(f"model_type is {model_type!r}; known are {', '.join(MODEL_TYPES)}")
+        reasons.append(f"model_type is {'missing' if model_type is None else repr(model_type)}; known are {', '.join(MODEL_TYPES)}")
     if raw.get("quantization_config"):
         quantised = raw["quantization_config"]
         method = quantised.get("quant_method") if isinstance(quantised, Mapping) else None
         reasons.append(f"its weights are quantised ({method or 'method not named'})")
-    window, longest = raw.get("sliding_window"), raw.get("max_position_embeddings")
+    window, longest = raw.get("sliding_window", WINDOWS.get(str(model_type))), raw.get("max_position_embeddings")
     used = raw.get("use_sliding_window", model_type != "qwen2")
     if used and isinstance(window, int) and not (isinstance(longest, int) and window >= longest):
-        reasons.append(f"its attention has a sliding window of {window} tokens")
+        default = "" if "sliding_window" in raw else ", as a config has that does not say null"
+        reasons.append(f"its attention has a sliding window of {window} tokens{default}")
     if raw.get("attention_bias"):
         reasons.append("attention_bias: its output projection has a bias")
     if raw.get("mlp_bias"):

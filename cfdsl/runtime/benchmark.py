@@ -14,6 +14,7 @@ from cfdsl.dsl.fusion import Fusion, Peer
 from cfdsl.dsl.interpret import count_traffic
 from cfdsl.models import ModelConfig
 from cfdsl.runtime import measure
+from cfdsl.runtime.arguments import DTYPES
 from cfdsl.runtime.kernel import Kernel
 from cfdsl.runtime.peers import peer_error, ready
 
@@ -43,9 +44,17 @@ class Bench:
         for seed in range(count):
             how = {"length": self.longest, "capacity": capacity, "seed": seed, "device": self.device}
             made = self.fusion.example_inputs(self.model, self.batch, self.kernel.plan.dtype, **how, **self.options)
+            self._add_outputs(made)
             self.sets.append(made)
             if len(self.sets) * sum(tensor.nbytes for tensor in made.values()) > MOST_BYTES:
                 break  # what a launch reads of a set may be a small part of it
+
+    def _add_outputs(self, tensors: Tensors) -> None:
+        """Places for the outputs that the example inputs left out."""
+        for arg in self.kernel.args:
+            if arg.role == "output" and arg.name not in tensors:
+                shape = [int(dim) for dim in arg.shape]
+                tensors[arg.name] = torch.empty(shape, dtype=DTYPES[arg.dtype], device=self.device)
 
     @property
     def batch(self) -> int:
@@ -89,7 +98,7 @@ class Bench:
         for name in self.outputs:
             measure.poison(self.sets[0][name])
         self._call(self.sets[0])()
-        return {name: measure.relative_error(self.sets[0][name], value) for name, value in want.items()}
+        return {name: measure.relative_error(self.sets[0][name], value) for name, value in want.items() if name in self.sets[0]}
 
 
 def check_and_time(fusion: Fusion, model: ModelConfig, kernel: Kernel, kv_len: int, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@
     <root>/lock/<key>.lock                    held while a kernel is compiled, so that two processes do not both do it
 
 The root is CFDSL_CACHE_DIR, else the user's cache folder. Everything appears by renaming something complete: a reader needs no lock. An
-entry that cannot be read, or whose checksums are wrong, is a miss with a warning, and is replaced. Objects are code that will run
-here: keep the folder as safe as the programs you run.
+entry that cannot be read, or whose checksums are wrong, is a miss with a warning, and is replaced; so is a source. Objects are code that
+will run here: keep the folder as safe as the programs you run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FACTS: dict[str, tuple[type, ...]] = {
 
 
 class DamagedCacheEntry(UserWarning):
-    """A cache entry was unreadable; it is compiled again."""
+    """A cache entry was unreadable, or a source not what was generated; it is made again."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,13 @@ class KernelCache:
         self.folder = folder or root()
 
     def source(self, name: str, text: str) -> Path:
-        """The file that holds this generated text, written now if it is not there (or is not what its name says)."""
+        """The file that holds this generated text, written now if it is not there, or, with a warning, if it holds another one."""
         path = self.folder / "source" / f"cfdsl_{name}_{digest(text)[:16]}.py"
         content = text.encode()
         try:
             if path.read_bytes() == content:
                 return path
+            warn_user(f"the generated source {path} is damaged or was edited; writing it again", DamagedCacheEntry)
         except OSError:
             pass
         self.put(path, content)

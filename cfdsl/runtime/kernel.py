@@ -46,6 +46,8 @@ class Stages(Mapping[str, str]):
         self._texts, self._later = texts, later
 
     def __getitem__(self, name: str) -> str:
+        if name not in (*self._texts, *self._later):
+            raise KeyError(f"there is no stage {name!r}: the stages are {', '.join(self)}")
         return self._later[name]() if name in self._later else self._texts[name]
 
     def __iter__(self) -> Iterator[str]:

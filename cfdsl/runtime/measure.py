@@ -172,13 +172,14 @@ def _read_kernel(data: torch.Tensor) -> dict[str, Call]:
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     """|got - want| / |want| in the Euclidean norm, in float64, over the elements that are numbers in `want`.
 
-    Infinite where `got` is not a number and `want` is. Indices are right, 0, or wrong, infinite: there is no nearly.
+    Infinite where `got` is not a number and `want` is, and where nothing in `want` is one: that tells nothing. Indices are right, 0, or
+    wrong, infinite: there is no nearly.
     """
     if not want.is_floating_point():
         return 0.0 if torch.equal(got.cpu().long(), want.cpu().long()) else math.inf
     a, b = got.detach().double().flatten(), want.detach().double().flatten()
     known = b.isfinite()
-    if bool((known & ~a.isfinite()).any()):
+    if bool((known & ~a.isfinite()).any()) or (b.numel() and not bool(known.any())):
         return math.inf
     zero = torch.zeros_like(b)
     difference = torch.where(known, a - b, zero).norm()

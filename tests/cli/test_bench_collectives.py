@@ -71,23 +71,6 @@ def test_payloads_are_multiples_of_4(text: str) -> None:
     assert "BadOption: --payloads" in run("bench", "collectives", f"--payloads={text}").err
 
 
-@pytest.mark.parametrize(
-    ("option", "name", "says"),
-    [
-        ("--plot", "out.txt", "which is not the name of a file that ends in .png, .svg, .pdf"),
-        ("--plot", "missing/out.svg", "which is not a file in a folder that exists"),
-        ("--json", "missing/out.json", "which is not a file in a folder that exists"),
-        ("--json", ".", "which is not a file in a folder that exists"),
-    ],
-)
-def test_what_cannot_be_written_is_said_before_anything_is_measured(fake: Any, tmp_path: Path, option: str, name: str, says: str) -> None:
-    done = run(*ARGS, option, str(tmp_path / name))
-    assert done.code == 1
-    assert f"BadOption: {option} got" in done.err
-    assert says in done.err
-    assert not fake.built
-
-
 def test_the_fusions_bench_is_still_there() -> None:
     assert "UnknownModel" in run("bench", "attention_block", "--model", "x").err
     assert "--kv-len" in run("bench", "--help").out

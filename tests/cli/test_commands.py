@@ -74,6 +74,16 @@ def test_explain_says_what_compile_refuses() -> None:
     assert done.err.startswith("error: NotLowered: linear cannot be compiled: batch 2 needs tensor cores; only batch 1 is lowered.")
 
 
+def test_a_command_that_there_is_not_is_answered_with_those_that_there_are() -> None:
+    done = run("compyle", "rms_norm")
+    assert done.code == 1
+    assert done.err == (
+        "error: UnknownName: there is no command named 'compyle'.\n"
+        "  remedy: use one of compile, show, explain, bench, tune, generate, models, parts, fusions, cache; "
+        "`python -m cfdsl --help` lists them.\n"
+    )
+
+
 def test_a_mistake_is_a_message_and_exit_code_1() -> None:
     done = run("explain", "attention_block", "--model", "llama-2-70b", *ON_H100)
     assert done.code == 1
@@ -195,6 +205,7 @@ def test_compile_end_to_end(fusion: str, model: str, cache_dir: Path) -> None:
     record = done.json
     assert set(record) == {
         "fusion", "model", "batch", "dtype", "kv_len", "options", "part", "graph", "config", "choice", "traffic", "oracle", "kernel", "gpu",
+        "left_out",
     }  # fmt: skip
     assert record["oracle"]["ok"]
     assert record["kernel"]["spills"] == 0

@@ -88,6 +88,11 @@ def test_a_fusion_of_the_users_own_file(tmp_path: Path) -> None:
     with pytest.raises(NoSuchFusion) as caught:
         resolve(fusion=f"{file}:thrice", model="llama-2-7b")
     assert str(caught.value) == f"there is no fusion '{file}:thrice': {file} has no thrice.\n  remedy: its fusions are: twice."
+    with pytest.raises(NoSuchFusion) as caught:
+        resolve(fusion=str(file), model="llama-2-7b")
+    assert str(caught.value) == (
+        f"there is no fusion '{file}': it names a file, and no fusion in it.\n  remedy: write {file}:NAME; its fusions are: twice."
+    )
     with pytest.raises(NoSuchFusion, match="cf of .* is no fusion, but module") as caught:
         resolve(fusion=f"{file}:cf", model="llama-2-7b")
     other = f"{tmp_path}/other.py"

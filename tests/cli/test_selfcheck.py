@@ -7,7 +7,8 @@ import torch
 
 import cfdsl as cf
 from cfdsl.cli.request import Request, resolve
-from cfdsl.cli.selfcheck import oracle_check, relative_error, scaled_down, smallest_share
+from cfdsl.cli.selfcheck import oracle_check, scaled_down, smallest_share
+from cfdsl.runtime.measure import relative_error
 from fusions.attention_block import attention_block
 
 
@@ -106,6 +107,23 @@ def test_fusions_without_heads_are_scaled_down_too(fusion: str) -> None:
     assert found is not None
     assert found["ok"]
     assert "to take seconds: hidden" in found["note"]
+
+
+def test_what_cannot_be_scaled_is_said_to_be_of_full_size() -> None:
+    found = oracle_check(request(fusion="decoder_layer", model="smollm2-135m"), cf.Mesh(9, 2, 3))
+    assert found is not None
+    assert not found["reduced"]
+    assert found["note"].startswith("Checked at full size on 9 clusters (3 groups of 3 splits) x 2 ranks, 37 cached tokens,")
+
+
+def test_a_fusion_without_weights_is_as_it_is_on_any_number_of_ctas() -> None:
+    @cf.fusion
+    def twice(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        x = cf.input("x", (batch, m.hidden))
+        return cf.outputs(y=x + x)
+
+    model = request().model
+    assert scaled_down(model, twice.trace(model), cf.Mesh(132, 1)) == (model, cf.Mesh(132, 1))
 
 
 def test_an_index_is_right_or_wrong() -> None:

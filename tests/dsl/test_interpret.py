@@ -214,16 +214,22 @@ def test_graph_is_placed_on_one_cta_per_unit_by_default() -> None:
         ("x", None, "argument 'x' must be a tensor bf16[2,32], got nothing."),
         ("x", torch.zeros(2, 32), "argument 'x' must be a tensor bf16[2,32], got float32[2,32]."),
         ("up", bf16(64, 31), "argument 'up' must be a tensor bf16[64,32], got bfloat16[64,31]."),
+        ("x", 3, "argument 'x' must be a tensor bf16[2,32], got a int."),
         ("down", bf16(32), "argument 'down' must be a tensor bf16[32,64], got bfloat16[32]."),
     ],
 )
-def test_bad_tensors_are_named(name: str, value: torch.Tensor | None, text: str) -> None:
+def test_bad_tensors_are_named(name: str, value: torch.Tensor | int | None, text: str) -> None:
     tensors = {**ffn_tensors(), name: value}
     if value is None:
         del tensors[name]
     with pytest.raises(cf.errors.ArgumentError) as caught:
         interpret(traced(ffn), tensors)
     assert str(caught.value).startswith(text)
+
+
+def test_tensors_come_by_name() -> None:
+    with pytest.raises(cf.errors.ArgumentError, match="argument 'tensors' must be a dict of tensors by the graph's names, got a list"):
+        interpret(traced(ffn), list(ffn_tensors().values()))  # type: ignore[arg-type]
 
 
 def test_all_bad_tensors_are_named_at_once() -> None:

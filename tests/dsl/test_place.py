@@ -252,7 +252,14 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
         cf.errors.PlacementMismatch,
         "rms_norm: the last dimension of the result of shard [R, S(1)] is sharded on the cluster axis, so nobody has "
         "the mean of its squares.\n"
-        "remedy: pass mean_square=cluster_reduce(mean_square(x)).",
+        "remedy: call cluster_gather on it first, or pass mean_square=cluster_reduce(mean_square(x)).",
+    ),
+    "norm of a row that clusters share": (
+        lambda v: cf.rms_norm(v.units, cf.weight("n", (64,)), 1e-5),
+        cf.errors.PlacementMismatch,
+        "rms_norm: the last dimension of the result of x[axis] [S(1), R] is sharded on the grid axis, so nobody has "
+        "the mean of its squares.\n"
+        "remedy: call grid_gather on it first, or pass mean_square=grid_reduce(mean_square(x)).",
     ),
     "contraction sharded on one side": (
         lambda v: cf.linear(v.units, v.w),

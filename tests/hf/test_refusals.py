@@ -155,7 +155,7 @@ def test_caches_that_do_not_fit() -> None:
 
 
 def test_a_window_shorter_than_the_cache() -> None:
-    model = tiny("Mistral", sliding_window=32)
+    model = tiny("Mistral", sliding_window=32, max_position_embeddings=8192)  # as Mistral 7B v0.1: also beyond the default window
     patch(model, backend="oracle")
     cache = prefilled(model, static(model, 24))
     for _ in range(2):

@@ -98,6 +98,21 @@ def test_a_wrong_kernel_has_an_error(on_cpu: list[int]) -> None:
     assert run(FakeKernel(wrong=1.5), peers=False)["rows"][0]["relative_error"] == pytest.approx(0.5, rel=0.01)
 
 
+def test_outputs_that_example_inputs_leave_out_are_made(on_cpu: list[int]) -> None:
+    bare = cf.Fusion(attention_block.fn)
+    bare.reference(attention_block.reference)
+
+    @bare.example_inputs
+    def inputs(*args: Any, **how: Any) -> dict[str, torch.Tensor]:
+        made = attention_block.example_inputs(*args, **how)
+        return {name: tensor for name, tensor in made.items() if name != "y"}
+
+    kernel = FakeKernel()
+    kernel.args = tuple(Arg("y", (1, MODEL.hidden), "bf16", "output") if arg.name == "y" else arg for arg in kernel.args)
+    found = benchmark.check_and_time(bare, MODEL, kernel, 20, {})  # type: ignore[arg-type]
+    assert found["relative_error"] < 4e-3
+
+
 def test_peers_are_timed_at_every_length_and_are_right(on_cpu: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda block, **how: block)
     record = run(FakeKernel())
@@ -142,6 +157,9 @@ def test_relative_error_sees_what_is_missing() -> None:
     assert measure.relative_error(torch.tensor([1.0, 5.0, 2.0]), want) == 0.0
     assert measure.relative_error(torch.tensor([float("nan"), 5.0, 2.0]), want) == float("inf")
     assert measure.relative_error(torch.tensor([1.0, 5.0, 2.5]), want) == pytest.approx(0.5 / 5**0.5)
+    nothing = torch.full((3,), float("nan"))
+    assert measure.relative_error(want, nothing) == measure.relative_error(nothing, nothing) == float("inf")
+    assert measure.relative_error(nothing[:0], nothing[:0]) == 0.0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

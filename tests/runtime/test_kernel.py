@@ -58,6 +58,8 @@ def test_a_kernel_shows_all_of_itself(lower: Callable[..., Any], own_cache: Path
     assert [arg.name for arg in kernel.args] == ["x", "w", "cache_k", "y"]
     assert list(kernel.stages) == ["traced", "placed", "plan", "source", "ptx", "sass"]
     assert kernel.stages["traced"] == "traced text"
+    with pytest.raises(KeyError, match="there is no stage 'tracd': the stages are traced, placed, plan, source, ptx, sass"):
+        kernel.stages["tracd"]
     assert kernel.stages["source"] == kernel.source == kernel.paths["source"].read_text()
     assert ".entry cfdsl_scale_0" in kernel.stages["ptx"]
     assert "EXIT" in kernel.sass

@@ -82,12 +82,17 @@ def interpret(
 
 def _bind(graph: Graph, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, int]:
     """The sizes of named dimensions, from the tensors' shapes, which must be the declared ones otherwise. Raises all that are wrong."""
+    import torch
+
     sizes: dict[str, int] = {}
+    if not isinstance(tensors, Mapping):
+        raise ArgumentError(argument="tensors", expected="a dict of tensors by the graph's names", got=f"a {type(tensors).__name__}")
     wrong = []
     for name, declared in leaf_tensors(graph):
         got = tensors.get(name)
-        if got is None:
-            wrong.append(ArgumentError(argument=name, expected=f"a tensor {declared}", got="nothing"))
+        if not isinstance(got, torch.Tensor):
+            lacks = "nothing" if got is None else f"a {type(got).__name__}"
+            wrong.append(ArgumentError(argument=name, expected=f"a tensor {declared}", got=lacks))
             continue
         fits = got.dtype == dtypes[declared.dtype] and got.dim() == len(declared.shape)
         if not fits or any(

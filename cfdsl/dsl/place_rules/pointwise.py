@@ -29,7 +29,7 @@ def _rms_norm(site: Site) -> tuple[Placement, ...]:
     for axis in AXES:
         if on(x, axis) == Shard(1) and len(site.args) < 3:
             problem = f"the last dimension of {site.name(0)} {x} is sharded on the {axis} axis, so nobody has the mean of its squares"
-            raise site.mismatch(problem, f"pass mean_square={axis}_reduce(mean_square(x))")
+            raise site.mismatch(problem, f"call {axis}_gather on it first, or pass mean_square={axis}_reduce(mean_square(x))")
     if site.args[1] != Placement():
         raise site.mismatch(f"the weight is placed {site.args[1]}", "leave it whole; it is sliced like x")
     return (meet(site),)
