@@ -104,7 +104,7 @@ def call_past_the_checks(kernel: Kernel, args: list[torch.Tensor]) -> None:
 
 
 def test_the_option_is_a_field_of_the_config() -> None:
-    with pytest.raises(cf.CfdslError, match="trace=yes, it must be true or false"):
+    with pytest.raises(cf.CfdslError, match="trace='yes', it must be true or false"):
         cf.compile(rms_norm, "llama-2-7b", part="h100-sxm", trace="yes")
     assert cf.Config(clusters=1, cluster_size=1, stages=4).trace is False
     assert callable(Kernel.trace)
