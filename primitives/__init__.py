@@ -23,6 +23,7 @@ The dataflows (collectives between the CTAs of a cluster instead of round trips 
     argmax       the index of the greatest of many values, over a CTA and over the grid
     kv           cache lengths, and appending a token
     attention    one token's attention over the ring, split over warps and ranks
+    terms        softmax terms of clusters that split a head's tokens, through global memory
     multicast    a vector of global memory to all ranks of a cluster, each asking for its part
     cluster_gather, cluster_reduce    the two collectives on a cluster, once per launch, as fused kernels use them
     grid         the grid barrier, and collectives through global memory
@@ -34,4 +35,5 @@ The dataflows (collectives between the CTAs of a cluster instead of round trips 
     doubling     recursive doubling, as in the paper
     offchip      grid_reduce, grid_gather, grid_broadcast: the same by way of global memory
     staging      a payload between global and shared memory
+    trace        when a thread passed a place in the program
 """

@@ -1,4 +1,4 @@
-"""Compiling, caching and calling kernels: the only floor that imports torch, and the only one that runs CuTe DSL's compiler."""
+"""Compiling, caching and calling kernels: the lowest floor that imports torch, and the only one that runs CuTe DSL's compiler."""
 
 from __future__ import annotations
 

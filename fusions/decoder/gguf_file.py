@@ -1,6 +1,6 @@
 """Reading a model from a GGUF file, with the package `gguf`: its config, its weights under their Hugging Face names, its texts.
 
-Needs the optional dependencies: pip install "cfdsl[text]".
+Needs the optional dependencies: pip install -c constraints.txt -e ".[text]".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Text to tokens and back, from what a GGUF file says of its model's tokenizer: the package `tokenizers` does the work.
 
-Needs the optional dependencies: pip install "cfdsl[text]".
+Needs the optional dependencies: pip install -c constraints.txt -e ".[text]".
 """
 
 from __future__ import annotations
