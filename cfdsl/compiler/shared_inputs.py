@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from cfdsl.compiler.cost.traffic import POINTWISE
+from cfdsl.compiler.cost.moves import POINTWISE
 from cfdsl.dsl.graph import ITEMSIZE, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Placement

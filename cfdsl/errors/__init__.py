@@ -6,7 +6,7 @@ Every class is a keyword-only record: its fields fill the two fixed sentences `_
 
 from __future__ import annotations
 
-from cfdsl.errors.base import CfdslError, Errors, SourceLine, attempt, raise_all
+from cfdsl.errors.base import CfdslError, Errors, SourceLine, attempt, is_whole, listed, raise_all
 from cfdsl.errors.compiler import AlgorithmUnsupported, CompileFailed, ConfigError, NoLegalConfig, NotLowered, PlanError
 from cfdsl.errors.hf import DecodeRefused, NotPatched, PackageMissing, PatchedCopy, PatchRefused, PeerUnsupported, WeightsUnusable
 from cfdsl.errors.placement import ClustersDoNotDivide, NeedsReduce, NothingToSplit, PlacementMismatch, ShardDoesNotDivide, WrongCollective
@@ -105,5 +105,7 @@ __all__ = [
     "WeightsUnusable",
     "WrongCollective",
     "attempt",
+    "is_whole",
+    "listed",
     "raise_all",
 ]

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from cfdsl.compiler.cost.traffic import leaf_of
 from cfdsl.compiler.plan import Arg
 from cfdsl.compiler.signature import signature
 from cfdsl.dsl.fusion import Fusion, expect_fusion
-from cfdsl.dsl.graph import Graph, Node
+from cfdsl.dsl.graph import Graph, Node, leaf_of
 from cfdsl.dsl.interpret import Traffic, count_traffic, interpret
 from cfdsl.dsl.place import PlacedGraph, place
 from cfdsl.dsl.placement import Mesh

@@ -7,14 +7,12 @@ from dataclasses import fields
 from typing import Any
 
 from cfdsl.compiler.config import CLUSTER_SIZES, Config
+from cfdsl.compiler.cost.moves import DEFAULT_SIZES
 from cfdsl.compiler.cost.slices import kv_tile, refused_by_slices
-from cfdsl.compiler.cost.traffic import DEFAULT_SIZES, leaf_of
 from cfdsl.compiler.geometry import least_kv_stage
 from cfdsl.compiler.parts import Part
-from cfdsl.dsl.graph import Graph
-from cfdsl.dsl.verify import LEAVES
-from cfdsl.errors import ArgumentError, CfdslError, ClusterSizeUnsupported, ConfigError, Errors
-from cfdsl.errors.base import listed
+from cfdsl.dsl.graph import LEAVES, Graph, leaf_of
+from cfdsl.errors import ArgumentError, CfdslError, ClusterSizeUnsupported, ConfigError, Errors, is_whole, listed
 
 MAX_STAGES = 12  # of 16 KB: no more fit an SM
 MIN_STAGES = 2  # one lands while the other is eaten
@@ -51,11 +49,11 @@ def field_errors(overrides: Mapping[str, Any]) -> list[CfdslError]:
         if name not in _FIELDS:
             errors.append(ConfigError(name=name, value=value, expected=f"one of the fields {', '.join(_FIELDS)}"))
         elif name == "cluster_size":
-            if not _is_int(value) or value not in CLUSTER_SIZES:
+            if not is_whole(value) or value not in CLUSTER_SIZES:
                 errors.append(ClusterSizeUnsupported(size=value, supported=CLUSTER_SIZES))
         elif name in _INTEGERS:
             expected, holds = _INTEGERS[name]
-            if not _is_int(value) or not holds(value):
+            if not is_whole(value) or not holds(value):
                 errors.append(ConfigError(name=name, value=value, expected=expected))
         elif not isinstance(value, bool):
             errors.append(ConfigError(name=name, value=value, expected="true or false"))
@@ -83,13 +81,9 @@ def size_errors(graph: Graph, sizes: object) -> list[CfdslError]:
     for name, size in sizes.items():
         if name not in known:
             errors.append(ArgumentError(argument="sizes", expected=f"numbers for {listed(known)}", got=f"one for {name!r}"))
-        elif not _is_int(size) or size < 1:
+        elif not is_whole(size, 1):
             errors.append(ArgumentError(argument="sizes", expected="positive numbers by name", got=f"{name}={size!r}"))
     return errors
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def cluster_counts(graph: Graph, part: Part, cluster_size: int) -> tuple[int, ...]:

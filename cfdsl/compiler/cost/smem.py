@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost.traffic import local_elements, size_of
+from cfdsl.compiler.cost.moves import local_elements, size_of
 from cfdsl.compiler.geometry import token_groups
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.shared_inputs import shared_inputs

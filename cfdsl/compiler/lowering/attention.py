@@ -10,7 +10,7 @@ from cfdsl.compiler.geometry import head_groups, least_kv_stage, tile_tokens, to
 from cfdsl.compiler.lowering.values import Cache, Softmax, Vector
 from cfdsl.compiler.lowering.vectors import materialise
 from cfdsl.compiler.plan import Stream
-from cfdsl.dsl.graph import ITEMSIZE, Node
+from cfdsl.dsl.graph import ITEMSIZE, Node, leaf_of
 from cfdsl.dsl.placement import Partial
 from cfdsl.errors import ConfigError, NotLowered
 
@@ -26,8 +26,7 @@ def early_scalars(b: Builder) -> None:
 
 def clamped(b: Builder, length: Node, base: str, cache: Node) -> str:
     """The variable with a length argument, brought into 0 to the capacity of `cache`."""
-    while cache.op != "kv_cache":
-        cache = cache.args[0]
+    cache = leaf_of(cache)
     key = (length, cache, "clamped")  # of two caches with one length, each has its own capacity
     if key not in b.values:
         name = b.variable(base)

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
-from cfdsl.dsl.graph import VIEWS, Node
+from cfdsl.dsl.graph import Node, leaf_of
 from cfdsl.errors import NotLowered
 
 
 def stored(node: Node) -> Node:
     """The stored weight under the views of a linear's weight. NotLowered if there is none: what is computed lies nowhere to stream from."""
-    at = node.args[1]
-    while at.op in VIEWS:
-        at = at.args[0]
+    at = leaf_of(node.args[1])
     if at.op == "weight":
         return at
     what = f"the input {at.attr('name')!r}" if at.op == "input" else f"what {at.op} computes"
