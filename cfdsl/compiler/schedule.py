@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from cfdsl.compiler.builder import BufferSpec, Builder
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.exchange_bytes import with_counted
@@ -23,7 +25,6 @@ from cfdsl.errors import CfdslError, ConfigError, DuplicateName, raise_all
 SYNC_WORKSPACE = Arg("ws_sync", (8,), "i32", "workspace", mutated=True)  # grid barrier word, status flags
 BARRIER_BYTES = 8
 ALIGN = 16
-RING_ALIGN = 1024
 
 
 def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan:
@@ -158,7 +159,7 @@ def separated(one: BufferSpec | Buffer, other: BufferSpec | Buffer, steps: list[
 
 
 def _bytes(spec: BufferSpec) -> int:
-    return Buffer(spec.name, spec.shape, spec.dtype, 0, 0, 0).bytes
+    return prod(spec.shape) * ITEMSIZE[spec.dtype]
 
 
 def _round_up(nbytes: int) -> int:

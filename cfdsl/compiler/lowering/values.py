@@ -67,7 +67,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class SharedBest:
+class GlobalBest:
     """Terms of P(argmax), a pair of i32 of every CTA, in a workspace in global memory."""
 
     workspace: str
@@ -92,7 +92,7 @@ class Fetched:
 
 
 @dataclass(frozen=True)
-class SharedTerms:
+class GlobalTerms:
     """Terms of P(lse), one per split, in workspaces in global memory.
 
     Outputs are f32 (splits, heads, dim), (max, sum) f32 (splits, heads, 2).
@@ -106,7 +106,7 @@ class SharedTerms:
 
 
 @dataclass(frozen=True)
-class Shared:
+class GlobalVector:
     """The whole vector, f32, in a workspace in global memory, complete after a grid barrier. `share`: each CTA reads its rows only."""
 
     workspace: str
