@@ -22,6 +22,7 @@ CLUSTER_COLLECTIVES = ("cluster_reduce", "cluster_gather", "cluster_reduce_scatt
 GRID_COLLECTIVES = ("grid_reduce", "grid_gather", "grid_reduce_scatter")
 COLLECTIVES = CLUSTER_COLLECTIVES + GRID_COLLECTIVES
 LEAVES = ("input", "weight", "kv_cache")
+TOKENS_DIM = {"bhtd": 2, "bthd": 1}  # of a cache's tensors, by its layout: the dimension that is the capacity
 VIEWS = ("slice_grid", "slice_cluster", "split_heads", "merge_heads", "reshape", "split", "item")  # the same elements, or some of them
 
 

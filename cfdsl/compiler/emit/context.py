@@ -10,7 +10,7 @@ from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
 from cfdsl.compiler.names import identifier as name
 from cfdsl.compiler.plan import TRACE_ARG, KernelPlan
-from cfdsl.dsl.graph import Src
+from cfdsl.dsl.graph import TOKENS_DIM, Src
 
 Lines = list[str]
 WIDTH = 140  # of a line of generated code
@@ -135,7 +135,7 @@ def size(c: Context, arg: str, dim: int) -> str:
 
 def capacity(c: Context, cache: str, layout: str) -> str:
     """How many tokens a cache has room for."""
-    return size(c, f"{cache}_k", 2 if layout == "bhtd" else 1)
+    return size(c, f"{cache}_k", TOKENS_DIM[layout])
 
 
 def fold(line: str, width: int) -> Lines:
