@@ -13,14 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cfdsl.cli.companions import companion_errors
-from cfdsl.cli.complaints import BadOption, NeedsGpu
+from cfdsl.cli.complaints import NeedsGpu
 from cfdsl.cli.console import console
 from cfdsl.cli.files import PLOTS, file_errors
-from cfdsl.cli.listings import table
-from cfdsl.cli.measuring import JsonFile, PlotFile, command_line, deliver, is_stdout, progress
-from cfdsl.cli.panels import panel
+from cfdsl.cli.measuring import JsonFile, PlotFile, command_line, deliver, is_stdout, parse_lengths, progress
 from cfdsl.cli.report import config_record, request_record
 from cfdsl.cli.request import Request, takes_request
+from cfdsl.cli.tables import panel, table
 from cfdsl.cli.units import held, plural
 from cfdsl.errors import raise_all
 
@@ -82,17 +81,6 @@ def bench(
         from cfdsl.cli.traced import trace_bench
 
         trace_bench(request, max(kv_lens), trace, console(stderr=is_stdout(json)))
-
-
-def parse_lengths(text: str, option: str = "--kv-len") -> list[int]:
-    """`1024,4096` as numbers; every one of them at least 0."""
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 0:
-        raise BadOption(option=option, value=text, expected="numbers of tokens separated by commas, such as 1024,4096")
-    return found
 
 
 def measured(request: Request, kv_lens: list[int], peers: bool, runs: int, budget: float) -> dict[str, Any]:

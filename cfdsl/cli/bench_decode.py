@@ -10,15 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cfdsl.cli.bench import parse_lengths
 from cfdsl.cli.catalog import find_model
 from cfdsl.cli.complaints import NeedsGpu
 from cfdsl.cli.console import console
 from cfdsl.cli.files import file_errors
-from cfdsl.cli.listings import table
-from cfdsl.cli.measuring import JsonFile, command_line, deliver, progress
-from cfdsl.cli.panels import panel
+from cfdsl.cli.measuring import JsonFile, command_line, deliver, parse_lengths, progress
 from cfdsl.cli.request import Dtype
+from cfdsl.cli.tables import panel, table
 from cfdsl.cli.traced import save_step
 from cfdsl.cli.units import size
 from cfdsl.dsl.fusion import DTYPES

@@ -1,4 +1,4 @@
-"""What the commands that measure share: the files that they write, the command as it was typed, and where progress and records go."""
+"""What the commands that measure share: lengths and files given to them, the command as typed, and where progress and records go."""
 
 from __future__ import annotations
 
@@ -10,11 +10,23 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from cfdsl.cli.complaints import BadOption
 from cfdsl.cli.console import console, json_text
 from cfdsl.cli.files import write
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the record here; - for stdout, without tables.", show_default=False)]
 PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw the times into this file (.png, .svg, .pdf).", show_default=False)]
+
+
+def parse_lengths(text: str, option: str = "--kv-len") -> list[int]:
+    """`1024,4096` as numbers; every one of them at least 0."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0:
+        raise BadOption(option=option, value=text, expected="numbers of tokens separated by commas, such as 1024,4096")
+    return found
 
 
 def command_line() -> str:

@@ -140,7 +140,7 @@ def resolve(
 ) -> Request:  # fmt: skip
     """Look everything up. Raises the one mistake of the names, options and fields, or `Errors` with all of them."""
     from cfdsl.cli.catalog import find_fusion, find_model
-    from cfdsl.compiler.cost.candidates import override_errors
+    from cfdsl.compiler.cost.overrides import override_errors
 
     overrides = {name: value for name, value in schedule.items() if value is not None}
     mistakes: list[CfdslError] = []

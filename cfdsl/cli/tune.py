@@ -13,11 +13,10 @@ from rich.text import Text
 from cfdsl.cli.companions import companion_errors
 from cfdsl.cli.complaints import NeedsGpu
 from cfdsl.cli.files import file_errors
-from cfdsl.cli.listings import table
 from cfdsl.cli.measuring import JsonFile, command_line, deliver, progress
-from cfdsl.cli.panels import panel
 from cfdsl.cli.report import request_record
 from cfdsl.cli.request import Request, resolve, takes_request
+from cfdsl.cli.tables import panel, table
 from cfdsl.cli.units import plural
 from cfdsl.errors import raise_all
 

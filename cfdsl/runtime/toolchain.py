@@ -28,7 +28,7 @@ from typing import Any
 from cfdsl.compiler.plan import Arg, KernelPlan
 from cfdsl.errors import CompileFailed
 from cfdsl.runtime.artifacts import read_cubin
-from cfdsl.runtime.trace_back import spec_line
+from cfdsl.runtime.spec_line import spec_line
 
 # Raise it when this file starts to build other objects from the same source: it is part of the cache's key.
 VERSION = 1

@@ -8,15 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from math import ceil, prod
 
-from cfdsl.compiler.cost.moves import DEFAULT_SIZES, POINTWISE, Load, Pause, Traffic, local_elements, size_of, slice_read
+from cfdsl.compiler.cost.moves import Load, Pause, Traffic, local_elements, size_of, slice_read
 from cfdsl.compiler.cost.pauses import Pauses, heads_of
 from cfdsl.dsl.graph import ITEMSIZE, VIEWS, Graph, Node, leaf_of
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Shard
-
-__all__ = [
-    "DEFAULT_SIZES", "POINTWISE", "Load", "Pause", "Traffic", "is_block", "local_elements", "size_of", "streams", "traffic",
-]  # fmt: skip
 
 
 def streams(graph: Graph) -> bool:
