@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 DEFAULT_PART = "h100-sxm"
 Dtype = Literal["bf16", "f16", "fp16"]
 
-SCHEDULE = (
-    "clusters", "cluster_size", "splits", "stages", "stage_bytes", "window", "early", "warps", "ctas_per_sm", "pdl", "multicast",
-    "evict_first", "stamp_cluster",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Request:
