@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+Qkv = tuple[cf.Value, cf.Value, cf.Value]
+Biases = tuple[cf.Value | None, cf.Value | None, cf.Value | None]  # all of them, or none
+
 
 @cf.fusion
 def attention_block(
@@ -48,6 +51,8 @@ def attention_block(
 
 def attention(m: cf.ModelConfig, batch: int, h: cf.Value, *, qkv: str = "grid", out: str = "gather", layout: str = "bhtd") -> cf.Value:
     """What attention adds to h (batch, hidden), which everybody has: rows on every CTA, [S(1), S(1)]. Options as the block's."""
+    if qkv == "grid" and out == "atomic":
+        raise cf.TraceError(problem="qkv='grid' does not go with out='atomic'", advice="take out='gather', or qkv 'rows' or 'split_k'")
     pos = cf.input("pos", (batch,), "i32")
     length = cf.input("length", (batch,), "i32")
     cos = cf.input("cos", ("positions", m.rotary_dim // 2), "f32")
@@ -62,32 +67,14 @@ def attention(m: cf.ModelConfig, batch: int, h: cf.Value, *, qkv: str = "grid", 
 
     normed = cf.rms_norm(h, norm, m.norm_eps)
     if qkv == "grid":
-        if out == "atomic":
-            raise cf.TraceError(problem="qkv='grid' does not go with out='atomic'", advice="take out='gather', or qkv 'rows' or 'split_k'")
-        q = cf.linear(normed, wq, bq, shard="out")
-        k = cf.linear(normed, wk, bk, shard="out")
-        v = cf.linear(normed, wv, bv, shard="out")
+        q, k, v = _rows(normed, (wq, wk, wv), (bq, bk, bv))
         q, k, v = cf.grid_gather(q, k, v)
     with cf.clusters(over=m.kv_heads) as head:
         if qkv == "grid":
             q = cf.split_heads(q, m.heads)[:, head]
             k, v = cf.split_heads(k, m.kv_heads)[:, head], cf.split_heads(v, m.kv_heads)[:, head]
         else:
-            wq, wk, wv = wq.split_heads(m.heads)[head], wk.split_heads(m.kv_heads)[head], wv.split_heads(m.kv_heads)[head]
-            if bq is not None and bk is not None and bv is not None:
-                bq, bk, bv = bq.split_heads(m.heads)[head], bk.split_heads(m.kv_heads)[head], bv.split_heads(m.kv_heads)[head]
-        if qkv == "rows":
-            q = cf.linear(normed, wq, bq, shard="out")
-            k = cf.linear(normed, wk, bk, shard="out")
-            v = cf.linear(normed, wv, bv, shard="out")
-            q, k, v = cf.cluster_gather(q, k, v)
-        elif qkv == "split_k":
-            q = cf.linear(normed, wq, shard="in")
-            k = cf.linear(normed, wk, shard="in")
-            v = cf.linear(normed, wv, shard="in")
-            q, k, v = cf.cluster_reduce(q, k, v)
-            if bq is not None and bk is not None and bv is not None:  # added once, after the sum, and not by every rank
-                q, k, v = q + bq, k + bk, v + bv
+            q, k, v = _by_the_cluster(m, normed, head, qkv, (wq, wk, wv), (bq, bk, bv))
         q = cf.rope(q, cos, sin, pos, style=m.rope_style, rotary_dim=m.rotary_dim)
         k = cf.rope(k, cos, sin, pos, style=m.rope_style, rotary_dim=m.rotary_dim)
         cache = cf.kv_cache("cache", batch, m.kv_heads, "tokens", m.head_dim, layout=layout)[head].append(k, v, at=length)
@@ -101,6 +88,34 @@ def attention(m: cf.ModelConfig, batch: int, h: cf.Value, *, qkv: str = "grid", 
         o = cf.grid_reduce(o) if qkv == "grid" else cf.grid_gather(o)
         return cf.linear(cf.merge_heads(o), wo, shard="out")
     return cf.grid_reduce_scatter(terms, dim=1)
+
+
+def _rows(normed: cf.Value, weights: Qkv, biases: Biases) -> Qkv:
+    """q, k, v, of whose rows everybody has some: outside of a clusters block every CTA, inside of it every rank."""
+    (wq, wk, wv), (bq, bk, bv) = weights, biases
+    q = cf.linear(normed, wq, bq, shard="out")
+    k = cf.linear(normed, wk, bk, shard="out")
+    v = cf.linear(normed, wv, bv, shard="out")
+    return q, k, v
+
+
+def _by_the_cluster(m: cf.ModelConfig, normed: cf.Value, head: cf.Axis, qkv: str, weights: Qkv, biases: Biases) -> Qkv:
+    """q, k, v of the cluster's heads, computed by its ranks alone and whole on each of them."""
+    (wq, wk, wv), (bq, bk, bv) = weights, biases
+    wq, wk, wv = wq.split_heads(m.heads)[head], wk.split_heads(m.kv_heads)[head], wv.split_heads(m.kv_heads)[head]
+    if bq is not None and bk is not None and bv is not None:
+        bq, bk, bv = bq.split_heads(m.heads)[head], bk.split_heads(m.kv_heads)[head], bv.split_heads(m.kv_heads)[head]
+    if qkv == "rows":
+        q, k, v = _rows(normed, (wq, wk, wv), (bq, bk, bv))
+        q, k, v = cf.cluster_gather(q, k, v)
+        return q, k, v
+    q = cf.linear(normed, wq, shard="in")
+    k = cf.linear(normed, wk, shard="in")
+    v = cf.linear(normed, wv, shard="in")
+    q, k, v = cf.cluster_reduce(q, k, v)
+    if bq is not None and bk is not None and bv is not None:  # added once, after the sum, and not by every rank
+        q, k, v = q + bq, k + bk, v + bv
+    return q, k, v
 
 
 @attention_block.reference

@@ -350,3 +350,14 @@ def test_they_are_exceptions_like_any_other() -> None:
     assert issubclass(CfdslError, Exception)
     with pytest.raises(CfdslError):
         raise errors.NotResident(clusters=32, resident=30, size=4, part="h100-sxm")
+
+
+def test_a_whole_number_is_no_flag_and_not_below_the_least() -> None:
+    assert [errors.is_whole(value) for value in (-1, 0, 2**40, True, 1.0, "1", None)] == [True, True, True, False, False, False, False]
+    assert [errors.is_whole(value, 1) for value in (0, 1, True)] == [False, True, False]
+
+
+def test_alternatives_in_words() -> None:
+    assert errors.listed([8]) == "8"
+    assert errors.listed(name for name in ("f32", "f16", "bf16")) == "f32, f16 or bf16"
+    assert errors.listed((1, 2), "and") == "1 and 2"

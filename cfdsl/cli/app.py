@@ -47,25 +47,22 @@ app.command("parts")(listings.parts)
 app.command("fusions")(listings.fusions)
 app.command("cache")(cache_cmd.cache)
 
-state = {"debug": False}
-
 
 @app.callback()
 def options(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
-    """Cluster dataflow graphs, compiled to GPU kernels."""
-    state["debug"] = debug
+    """Cluster dataflow graphs, compiled to GPU kernels."""  # --debug is listed here, and `main` looks for it
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command line. A mistake is printed without a traceback, unless with --debug, and exits with code 1."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if "--debug" in arguments:  # also after the command's name
+    debug = "--debug" in arguments
+    if debug:  # also after the command's name
         arguments = ["--debug", *(argument for argument in arguments if argument != "--debug")]
-    state["debug"] = False
     try:
         app(arguments, prog_name="python -m cfdsl")
     except CfdslError as error:
-        if state["debug"]:
+        if debug:
             raise
         print_error(error)
         sys.exit(1)
@@ -74,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(0)
     except Exception as error:
         told = spec_failure(error)
-        if state["debug"] or told is None:
+        if debug or told is None:
             raise
         print_error(told)
         sys.exit(1)

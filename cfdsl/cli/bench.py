@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from cfdsl.cli.companions import companion_errors
-from cfdsl.cli.complaints import BadOption, NeedsGpu
-from cfdsl.cli.console import console, json_text
-from cfdsl.cli.files import PLOTS, file_errors, write
-from cfdsl.cli.listings import table
-from cfdsl.cli.panels import panel
+from cfdsl.cli.complaints import NeedsGpu
+from cfdsl.cli.console import console
+from cfdsl.cli.files import PLOTS, file_errors
+from cfdsl.cli.measuring import JsonFile, PlotFile, command_line, deliver, is_stdout, parse_lengths, progress
 from cfdsl.cli.report import config_record, request_record
 from cfdsl.cli.request import Request, takes_request
+from cfdsl.cli.tables import panel, table
 from cfdsl.cli.units import held, plural
 from cfdsl.errors import raise_all
 
@@ -53,12 +52,8 @@ def bench(
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Measure torch eager and torch.compile too.")] = True,
     runs: Annotated[int, typer.Option(min=1, help="Launches whose outputs must be equal bit by bit.")] = 1000,
     budget: Annotated[float, typer.Option(help="Seconds after which no further peer is begun.")] = 60.0,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the record here; - for stdout, without tables.", show_default=False)
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw the times into this file (.png, .svg, .pdf).", show_default=False)
-    ] = None,
+    json: JsonFile = None,
+    plot: PlotFile = None,
     trace: Annotated[
         Path | None,
         typer.Option("--trace", help="Write when each stage ran here, for Perfetto (at the longest KV length).", show_default=False),
@@ -76,14 +71,8 @@ def bench(
     raise_all([*companion_errors(request.fusion), *files])
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl bench")
-    quiet = json is not None and str(json) == "-"
     record = measured(request, kv_lens, peers, runs, budget)
-    if quiet:
-        sys.stdout.write(json_text(record))
-    else:
-        console().print(bench_panel(record))
-    if json is not None and not quiet:
-        write("--json", json, json_text(record))
+    deliver(record, json, lambda screen: screen.print(bench_panel(record)))
     if plot is not None:
         from cfdsl.cli.plot import plot_times
 
@@ -91,39 +80,25 @@ def bench(
     if trace is not None:
         from cfdsl.cli.traced import trace_bench
 
-        trace_bench(request, max(kv_lens), trace, console(stderr=quiet))
-
-
-def parse_lengths(text: str, option: str = "--kv-len") -> list[int]:
-    """`1024,4096` as numbers; every one of them at least 0."""
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 0:
-        raise BadOption(option=option, value=text, expected="numbers of tokens separated by commas, such as 1024,4096")
-    return found
+        trace_bench(request, max(kv_lens), trace, console(stderr=is_stdout(json)))
 
 
 def measured(request: Request, kv_lens: list[int], peers: bool, runs: int, budget: float) -> dict[str, Any]:
-    """Compile and measure; progress goes to stderr, so that stdout stays a table or a JSON object."""
+    """Compile and measure."""
     from cfdsl.cli.build import kernel_for
     from cfdsl.runtime.benchmark import benchmark
 
-    screen = console(stderr=True)
     kernel = kernel_for(request)
     cached = any(arg.role == "cache" for arg in kernel.args)
     if not cached:
         kv_lens = [0]  # one row: the number of cached tokens means nothing to this fusion
     found = benchmark(
-        request.fusion, request.model, kernel, kv_lens, request.options, peers=peers, runs=runs, budget_s=budget,
-        log=lambda text: screen.print(text, style="dim", markup=False),
-    )  # fmt: skip
+        request.fusion, request.model, kernel, kv_lens, request.options, peers=peers, runs=runs, budget_s=budget, log=progress()
+    )
     asked = {**request_record(request), "kv_lens": kv_lens, "cached": cached}
     asked.pop("kv_len")
     build = {"registers": kernel.registers, "spills": kernel.spills, "kernel": kernel.name}
-    command = " ".join(["python -m cfdsl", *sys.argv[1:]])
-    return {**asked, "config": config_record(kernel.config, kernel.plan), **build, "command": command, **found}
+    return {**asked, "config": config_record(kernel.config, kernel.plan), **build, "command": command_line(), **found}
 
 
 def bench_panel(record: dict[str, Any]) -> Any:

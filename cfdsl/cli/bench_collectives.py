@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cfdsl.cli.complaints import BadOption, NeedsGpu, OptionsConflict
-from cfdsl.cli.console import console, json_text
-from cfdsl.cli.files import PLOTS, file_errors, write
+from cfdsl.cli.exchange_tables import show
+from cfdsl.cli.files import PLOTS, file_errors
+from cfdsl.cli.measuring import JsonFile, PlotFile, command_line, deliver, progress
 from cfdsl.errors import CfdslError, raise_all
 
 SIZES = (1, 2, 4, 8, 16)
@@ -38,44 +37,26 @@ def bench_collectives(
         int | None, typer.Option(min=0, help="Processes that compile ahead; one per core, at most 16.", show_default=False)
     ] = None,
     budget: Annotated[float, typer.Option(min=0.0, help="Seconds after which no further row is begun.")] = 480.0,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the record here; - for stdout, without tables.", show_default=False)
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", help="Draw the times into this file (.png, .svg, .pdf).", show_default=False)
-    ] = None,
+    json: JsonFile = None,
+    plot: PlotFile = None,
 ) -> None:
     """Measure exchanges among the ranks of a cluster: inside a kernel, with the launch, on the chip and through L2.
 
     Every row is checked against float64 before it is timed. The exit status is 1 if a row is wrong.
     """
     from cfdsl.cli.gpu import gpu_part
-    from cfdsl.runtime.exchange_bench.cases import ALGORITHMS, OPERATORS, grids
+    from cfdsl.runtime.exchange_bench.cases import grids
 
     if quick and full:
         raise OptionsConflict(option="--full", other="--quick", reason="one measures all, the other as little as possible")
     mistakes: list[CfdslError] = []
-    axes = {
-        "cluster_sizes": numbers("--cluster-sizes", cluster_sizes, mistakes, lambda n: n in SIZES, f"cluster sizes of {listed(SIZES)}"),
-        "payloads": numbers("--payloads", payloads, mistakes, lambda n: n >= 4 and n % 4 == 0, "multiples of 4 bytes, such as 4,512,16K"),
-        "operators": words("--ops", ops, mistakes, tuple(OPERATORS)),
-        "algorithms": words("--algorithms", algorithms, mistakes, ALGORITHMS),
-    }
+    axes = axes_of(cluster_sizes, payloads, ops, algorithms, mistakes)
     raise_all([*mistakes, *file_errors("--json", json), *file_errors("--plot", plot, PLOTS)])
     part = gpu_part()
     if part is None:
         raise NeedsGpu(command="python -m cfdsl bench collectives")
     record = measured(part, grids("quick" if quick else "full" if full else "default", **axes), paper, runs, jobs, budget)
-    quiet = json is not None and str(json) == "-"
-    text = json_text(record)
-    if quiet:
-        sys.stdout.write(text)
-    else:
-        from cfdsl.cli.exchange_tables import show
-
-        show(console(), record)
-    if json is not None and not quiet:
-        write("--json", json, text)
+    deliver(record, json, lambda screen: show(screen, record))
     if plot is not None:
         from cfdsl.cli.plot_exchanges import plot_exchanges
 
@@ -84,17 +65,29 @@ def bench_collectives(
         raise typer.Exit(1)
 
 
-def measured(part: Any, asked: Any, paper: bool, runs: int, jobs: int | None, budget: float) -> dict[str, Any]:
-    """Compile and measure; progress goes to stderr, so that stdout stays tables or a JSON object."""
-    from cfdsl.runtime.exchange_bench.run import bench_collectives
-    from cfdsl.runtime.exchange_bench.warm import default_jobs
+def axes_of(
+    cluster_sizes: str | None, payloads: str | None, ops: str | None, algorithms: str | None, mistakes: list[CfdslError]
+) -> dict[str, tuple[Any, ...] | None]:
+    """What was given of the axes of a grid (see `exchange_bench.cases.Grid`), None where nothing was; what is wrong goes to `mistakes`."""
+    from cfdsl.runtime.exchange_bench.cases import ALGORITHMS, OPERATORS
 
-    screen = console(stderr=True)
-    found = bench_collectives(
-        part, asked, with_paper=paper, jobs=default_jobs() if jobs is None else jobs, runs=runs, budget_s=budget,
-        log=lambda text: screen.print(text, style="dim", markup=False),
-    )  # fmt: skip
-    return {"command": " ".join(["python -m cfdsl", *sys.argv[1:]]), **found}
+    sizes, bytes_ = f"cluster sizes of {', '.join(map(str, SIZES))}", "multiples of 4 bytes, such as 4,512,16K"
+    return {
+        "cluster_sizes": numbers("--cluster-sizes", cluster_sizes, mistakes, lambda n: n in SIZES, sizes),
+        "payloads": numbers("--payloads", payloads, mistakes, lambda n: n >= 4 and n % 4 == 0, bytes_),
+        "operators": words("--ops", ops, mistakes, tuple(OPERATORS)),
+        "algorithms": words("--algorithms", algorithms, mistakes, ALGORITHMS),
+    }
+
+
+def measured(part: Any, asked: Any, paper: bool, runs: int, jobs: int | None, budget: float) -> dict[str, Any]:
+    """Compile and measure."""
+    from cfdsl.runtime.exchange_bench.run import bench_collectives
+    from cfdsl.runtime.jobs import default_jobs
+
+    jobs = default_jobs() if jobs is None else jobs
+    found = bench_collectives(part, asked, with_paper=paper, jobs=jobs, runs=runs, budget_s=budget, log=progress())
+    return {"command": command_line(), **found}
 
 
 def numbers(option: str, text: str | None, mistakes: list[CfdslError], fits: Any, expected: str) -> tuple[int, ...] | None:
@@ -123,11 +116,6 @@ def words(option: str, text: str | None, mistakes: list[CfdslError], known: tupl
         return None
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     if not set(found) <= set(known):
-        mistakes.append(BadOption(option=option, value=text, expected=f"names of {listed(known)}"))
+        mistakes.append(BadOption(option=option, value=text, expected=f"names of {', '.join(known)}"))
         return None
     return found
-
-
-def listed(values: tuple[Any, ...]) -> str:
-    """`1, 2, 4`."""
-    return ", ".join(map(str, values))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,14 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cfdsl.cli.bench import parse_lengths
 from cfdsl.cli.catalog import find_model
 from cfdsl.cli.complaints import NeedsGpu
-from cfdsl.cli.console import console, json_text
-from cfdsl.cli.files import file_errors, write
-from cfdsl.cli.listings import table
-from cfdsl.cli.panels import panel
+from cfdsl.cli.console import console
+from cfdsl.cli.files import file_errors
+from cfdsl.cli.measuring import JsonFile, command_line, deliver, parse_lengths, progress
 from cfdsl.cli.request import Dtype
+from cfdsl.cli.tables import panel, table
 from cfdsl.cli.traced import save_step
 from cfdsl.cli.units import size
 from cfdsl.dsl.fusion import DTYPES
@@ -35,9 +33,7 @@ def bench_decode(
         Literal["whole", "blocks"], typer.Option(help="A kernel per layer, or one for attention and one for the feed-forward block.")
     ] = "whole",
     budget: Annotated[float, typer.Option(help="Seconds after which no further peer is begun.")] = 300.0,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the record here; - for stdout, without tables.", show_default=False)
-    ] = None,
+    json: JsonFile = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write when each stage of each CTA ran in one step, for Perfetto.", show_default=False)
     ] = None,
@@ -52,23 +48,15 @@ def bench_decode(
         raise NeedsGpu(command="python -m cfdsl bench decode")
     from cfdsl.hf.decode_bench import benchmark_decode
 
-    screen = console(stderr=True)
-    record = benchmark_decode(
-        sizes, contexts, dtype=DTYPES[dtype], steps=steps, peers=peers, budget_s=budget, layers=layers,
-        log=lambda text: screen.print(text, style="dim", markup=False),
-    )  # fmt: skip
+    measured = benchmark_decode(
+        sizes, contexts, dtype=DTYPES[dtype], steps=steps, peers=peers, budget_s=budget, layers=layers, log=progress()
+    )
     if trace is not None:
         from cfdsl.hf.decode_bench import trace_decode
 
-        save_step(trace, trace_decode(sizes, max(contexts), DTYPES[dtype], layers=layers), screen)
-    record = {**record, "command": " ".join(["python -m cfdsl", *sys.argv[1:]])}
-    text = json_text(record)
-    if json is not None and str(json) == "-":
-        sys.stdout.write(text)
-        return
-    console().print(decode_panel(record))
-    if json is not None:
-        write("--json", json, text)
+        save_step(trace, trace_decode(sizes, max(contexts), DTYPES[dtype], layers=layers), console(stderr=True))
+    record = {**measured, "command": command_line()}
+    deliver(record, json, lambda screen: screen.print(decode_panel(record)))
 
 
 def decode_panel(record: dict[str, Any]) -> Any:

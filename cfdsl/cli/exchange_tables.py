@@ -10,8 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from cfdsl.cli.listings import table
-from cfdsl.cli.panels import panel
+from cfdsl.cli.tables import panel, table
 from cfdsl.cli.units import held, plural
 
 COUNTING = (

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.text import Text
 
 from cfdsl.cli.console import console, print_json
-from cfdsl.cli.panels import candidates, header, panel, refused_table
+from cfdsl.cli.listings import Json
+from cfdsl.cli.panels import candidates, header, refused_table
 from cfdsl.cli.report import choice_record, refusals, request_record
 from cfdsl.cli.request import Request, takes_request
+from cfdsl.cli.tables import panel
 from cfdsl.cli.units import plural
 from cfdsl.errors import raise_all
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")]
 
 
 @takes_request()

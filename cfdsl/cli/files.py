@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cfdsl.cli.complaints import BadOption
-from cfdsl.errors.base import listed
+from cfdsl.errors import listed
 
 PLOTS = (".png", ".svg", ".pdf")
 

@@ -9,10 +9,8 @@ import ast
 from dataclasses import dataclass
 from typing import Protocol
 
-from cfdsl.dsl.graph import ITEMSIZE, VIEWS, Dim, Graph, Node, Type
+from cfdsl.dsl.graph import LEAVES, VIEWS, Dim, Graph, Node, leaf_of
 from cfdsl.dsl.placement import Mesh, Placement, Replicate, Shard, shard_bounds
-
-LEAVES = ("input", "weight", "kv_cache")
 
 
 class Placed(Protocol):
@@ -91,7 +89,7 @@ def _assigned(node: Node, names: dict[Node, str], alike: list[Node]) -> str | No
 
 
 def _fallback(node: Node, names: dict[Node, str]) -> str:
-    weight = leaf_of(node.args[1]) if node.op == "linear" else None
+    weight = _read_leaf(node.args[1]) if node.op == "linear" else None
     if weight is not None and weight in names:
         return f"linear_{names[weight]}"
     return node.op
@@ -161,19 +159,19 @@ def shape_text(shape: tuple[Dim, ...]) -> str:
     return "×".join(str(dim) for dim in shape) or "scalar"
 
 
-def type_bytes(type_: Type, sizes: dict[str, int]) -> int:
-    """Bytes of a whole value, with run-time dimensions looked up in `sizes`."""
-    total = ITEMSIZE[type_.dtype]
-    for dim in type_.shape:
-        total *= sizes.get(dim, 1) if isinstance(dim, str) else dim
-    return total
-
-
-def leaf_of(node: Node) -> Node:
-    """The input, weight or cache that a chain of views (and appends) starts from; the node itself when it is computed."""
-    while node.args and (node.op in VIEWS or node.op in ("append", "cast")):
+def regrouped(node: Node) -> Node:
+    """Behind views that only regroup a value, the value that the user named."""
+    while node.op in VIEWS and node.op != "item":
         node = node.args[0]
     return node
+
+
+def _read_leaf(node: Node) -> Node:
+    """The leaf that is read where `node` is used: casts are computed as it is read."""
+    leaf = leaf_of(node)
+    while leaf.op == "cast":
+        leaf = leaf_of(leaf.args[0])
+    return leaf
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,7 @@ def reads_of(node: Node, placed: Placed) -> list[Read]:
     """What `node` reads from global memory, and over how many CTAs the reading is spread."""
     found = []
     for arg in node.args:
-        leaf = leaf_of(arg)
+        leaf = _read_leaf(arg)
         if leaf.op not in LEAVES or node.op in ("append", *VIEWS):
             continue
         name = str(leaf.attr("name"))

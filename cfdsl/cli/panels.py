@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cfdsl.cli.listings import table
 from cfdsl.cli.report import TIMES, refusals, shape_text
+from cfdsl.cli.tables import panel, table
 from cfdsl.cli.units import held, percent, plural, size, trim
 
 EXCHANGE = {"cluster": "magenta", "grid": "cyan"}
 TOP = 8
-
-
-def panel(title: str, *parts: RenderableType) -> Panel:
-    """A titled frame around its parts, one below the other."""
-    return Panel(Group(*parts), title=f"[bold]{title}[/bold]", title_align="left", border_style="dim", padding=(0, 1))
 
 
 def header(record: dict[str, Any], note: str) -> Panel:

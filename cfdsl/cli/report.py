@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from cfdsl.cli.holdings import LEAVES, VIEWS, Placed, names_of
+from cfdsl.cli.holdings import Placed, names_of, regrouped
 from cfdsl.cli.request import Request
 from cfdsl.cli.units import plural
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import RESOLUTION, RESOLUTION_US, near
 from cfdsl.compiler.plan import Exchange, KernelPlan
+from cfdsl.dsl.graph import LEAVES, VIEWS
 
 if TYPE_CHECKING:
     from cfdsl.compiler.cost import Candidate, Choice
@@ -51,7 +52,7 @@ def graph_record(placed: Placed) -> dict[str, Any]:
                 {
                     "name": ", ".join(names[item] for item in items),
                     "op": node.op,
-                    "args": [names[_regrouped(arg)] for arg in node.args],
+                    "args": [names[regrouped(arg)] for arg in node.args],
                     "type": ", ".join(dict.fromkeys(str(type_) for type_ in node.types)),
                     "placement": str(placed.of(items[0])),
                     "exchange": node.is_collective,
@@ -61,12 +62,6 @@ def graph_record(placed: Placed) -> dict[str, Any]:
             )
     mesh = {"clusters": placed.mesh.clusters, "ranks": placed.mesh.ranks, "splits": placed.mesh.splits}
     return {"mesh": mesh, "leaves": leaves, "ops": ops}
-
-
-def _regrouped(node: Any) -> Any:
-    while node.op in VIEWS and node.op != "item" and node.args:
-        node = node.args[0]
-    return node
 
 
 def config_record(config: Config, plan: KernelPlan) -> dict[str, Any]:

@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 DEFAULT_PART = "h100-sxm"
 Dtype = Literal["bf16", "f16", "fp16"]
 
-SCHEDULE = (
-    "clusters", "cluster_size", "splits", "stages", "stage_bytes", "window", "early", "warps", "ctas_per_sm", "pdl", "multicast",
-    "evict_first", "stamp_cluster",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Request:
@@ -140,7 +135,7 @@ def resolve(
 ) -> Request:  # fmt: skip
     """Look everything up. Raises the one mistake of the names, options and fields, or `Errors` with all of them."""
     from cfdsl.cli.catalog import find_fusion, find_model
-    from cfdsl.compiler.cost.candidates import override_errors
+    from cfdsl.compiler.cost.overrides import override_errors
 
     overrides = {name: value for name, value in schedule.items() if value is not None}
     mistakes: list[CfdslError] = []

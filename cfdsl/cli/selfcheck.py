@@ -7,7 +7,7 @@ cluster and the rotary settings stay, so every exchange of the real launch takes
 from __future__ import annotations
 
 from dataclasses import replace
-from math import gcd, isqrt
+from math import gcd, isqrt, prod
 from typing import TYPE_CHECKING, Any
 
 from cfdsl.cli.companions import blamed_on_examples, example_tensors, lacking, reference_tensors
@@ -64,12 +64,7 @@ def cache_allowed(dtype: str) -> float:
 
 def scaled_down(model: ModelConfig, graph: Graph, mesh: Mesh) -> tuple[ModelConfig, Mesh]:
     """The model and mesh to check on: as they are where that is cheap, else heads, hidden size and clusters cut in proportion."""
-    weights = 0
-    for leaf in graph.leaves("weight"):
-        count = 1
-        for dim in leaf.type.shape:
-            count *= dim if isinstance(dim, int) else 1
-        weights += count
+    weights = sum(prod(dim for dim in leaf.type.shape if isinstance(dim, int)) for leaf in graph.leaves("weight"))
     if weights <= CHEAP_ELEMENTS and mesh.ctas <= CHEAP_CTAS:
         return model, mesh
     if graph.over != model.kv_heads:

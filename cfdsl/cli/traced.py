@@ -14,9 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cfdsl.cli.files import write
-from cfdsl.cli.listings import table
-from cfdsl.cli.panels import panel
 from cfdsl.cli.request import Request
+from cfdsl.cli.tables import panel, table
 
 if TYPE_CHECKING:
     from cfdsl.runtime.timeline import Record, StageTimes

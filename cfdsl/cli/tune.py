@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,16 +12,13 @@ from rich.text import Text
 
 from cfdsl.cli.companions import companion_errors
 from cfdsl.cli.complaints import NeedsGpu
-from cfdsl.cli.console import console, json_text
-from cfdsl.cli.files import file_errors, write
-from cfdsl.cli.listings import table
-from cfdsl.cli.panels import panel
+from cfdsl.cli.files import file_errors
+from cfdsl.cli.measuring import JsonFile, command_line, deliver, progress
 from cfdsl.cli.report import request_record
 from cfdsl.cli.request import Request, resolve, takes_request
+from cfdsl.cli.tables import panel, table
 from cfdsl.cli.units import plural
 from cfdsl.errors import raise_all
-
-MOST_JOBS = 16  # a compiler process takes up to 2 GB
 
 
 @takes_request()
@@ -33,9 +26,7 @@ def tune(
     request: Request,
     top: Annotated[int, typer.Option(min=1, help="Candidates to measure, the best by estimate first.")] = 8,
     jobs: Annotated[int, typer.Option(min=0, help="Processes that compile ahead; 0: one per core.")] = 0,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Write the record here; - for stdout, without tables.", show_default=False)
-    ] = None,
+    json: JsonFile = None,
 ) -> None:
     """Measure the cost model's best configs on the GPU at hand, and say how to ask for the fastest."""
     from cfdsl.cli.gpu import gpu_part
@@ -44,30 +35,21 @@ def tune(
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl tune")
     record = tuned(request, top, jobs)
-    text = json_text(record)
-    if json is not None and str(json) == "-":
-        sys.stdout.write(text)
-        return
-    console().print(tune_panel(record))
-    if json is not None:
-        write("--json", json, text)
+    deliver(record, json, lambda screen: screen.print(tune_panel(record)))
 
 
 def tuned(request: Request, top: int, jobs: int) -> dict[str, Any]:
-    """Choose, compile ahead, measure; progress goes to stderr."""
+    """Choose, compile ahead, measure."""
     from cfdsl.cli.build import choice_for, kernel_for
     from cfdsl.runtime import measure
     from cfdsl.runtime.tuning import shape_of, tune
 
-    screen = console(stderr=True)
     found = [row for row in choice_for(request).rows if not row.refused][:top]
     compile_ahead(request, [shape_of(row) for row in found], jobs)
     rows = tune(
-        request.fusion, request.model, found, lambda shape: kernel_for(shaped(request, shape)), request.kv_len, request.options,
-        lambda text: screen.print(text, style="dim", markup=False),
-    )  # fmt: skip
-    command = " ".join(["python -m cfdsl", *sys.argv[1:]])
-    return {**request_record(request), "environment": measure.environment(), "command": command, "rows": rows}
+        request.fusion, request.model, found, lambda shape: kernel_for(shaped(request, shape)), request.kv_len, request.options, progress()
+    )
+    return {**request_record(request), "environment": measure.environment(), "command": command_line(), "rows": rows}
 
 
 def shaped(request: Request, shape: Mapping[str, int]) -> Request:
@@ -77,16 +59,16 @@ def shaped(request: Request, shape: Mapping[str, int]) -> Request:
 
 def compile_ahead(request: Request, shapes: Sequence[Mapping[str, int]], jobs: int) -> None:
     """Compile in processes of their own into the disk cache; if they cannot be had, each kernel is compiled when it is measured."""
-    from cfdsl.runtime.exchange_bench.warm import default_jobs
+    from cfdsl.runtime.jobs import MOST_JOBS, compilers, default_jobs
 
     jobs = min(jobs or default_jobs(), MOST_JOBS, len(shapes))
     if jobs < 2:
         return
     try:
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        with compilers(jobs) as pool:
             list(pool.map(compile_one, [(request.asked, request.part.name, shape) for shape in shapes]))
     except (OSError, RuntimeError) as error:  # BrokenProcessPool is a RuntimeError: out of memory, most likely
-        console(stderr=True).print(f"not compiled ahead: {type(error).__name__}: {error}", style="dim", markup=False)
+        progress()(f"not compiled ahead: {type(error).__name__}: {error}")
 
 
 def compile_one(job: tuple[Mapping[str, Any], str, Mapping[str, int]]) -> None:

@@ -30,11 +30,6 @@ def trim(value: float, digits: int = 1) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def microseconds(value: float | None) -> str:
-    """A time in us, or a dash where there is none."""
-    return "-" if value is None else f"{value:,.1f} us"
-
-
 def percent(part: float, whole: float) -> str:
     """`part` of `whole` in percent, or a dash where the whole is nothing."""
     return f"{100 * part / whole:.1f} %" if whole else "-"

@@ -24,6 +24,8 @@ from cfdsl.errors import ConfigError
 
 Flag = tuple[str, str, tuple[str, str] | None]  # status bit, clamped variable, (name, layout) of the cache that it is the length of
 
+UNUSED = 1 << 30  # the first step of a buffer that no step uses yet
+
 
 @dataclass
 class BufferSpec:
@@ -33,7 +35,7 @@ class BufferSpec:
     shape: tuple[int, ...]
     dtype: str = "f32"
     peer_written: bool = False
-    first: int = 1 << 30
+    first: int = UNUSED
     last: int = -1
 
 
@@ -123,7 +125,7 @@ class Builder:
 
     def buffer(self, base: str, shape: tuple[int, ...], dtype: str = "f32", peer_written: bool = False) -> str:
         name = self.fresh(base)
-        self.buffers[name] = BufferSpec(name, shape, dtype, peer_written, first=self.met if peer_written else 1 << 30)
+        self.buffers[name] = BufferSpec(name, shape, dtype, peer_written, first=self.met if peer_written else UNUSED)
         return name
 
     def variable(self, base: str) -> str:
@@ -161,7 +163,7 @@ class Builder:
         """Put a step that touches no shared memory before step `at`; what was recorded by number moves along."""
         self.steps.insert(at, step)
         for spec in self.buffers.values():
-            spec.first += 0 < at <= spec.first < 1 << 30 or (at == 0 and 0 < spec.first < 1 << 30)
+            spec.first += max(at, 1) <= spec.first < UNUSED  # what is taken from the start stays so
             spec.last += spec.last >= at
         self.exchanges = [replace(exchange, step=exchange.step + (exchange.step >= at)) for exchange in self.exchanges]
 

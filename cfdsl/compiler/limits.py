@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cfdsl.compiler.cost.traffic import leaf_of
 from cfdsl.compiler.geometry import COPY_BYTES
 from cfdsl.compiler.lowering.values import stored
-from cfdsl.dsl.graph import ITEMSIZE, Graph, Node
+from cfdsl.dsl.graph import ITEMSIZE, Graph, Node, leaf_of
 from cfdsl.errors import CfdslError, GroupUnsupported, HeadDimUnsupported, NotLowered, RowUnsupported
 from cfdsl.models import HEAD_DIMS, MAX_GROUP
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from typing import Any
 
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import Share
-from cfdsl.dsl.graph import Dim, Src
+from cfdsl.dsl.graph import ITEMSIZE, Dim, Src
 from cfdsl.dsl.placement import Mesh
 
 TRACE_ARG = "ws_trace"  # the workspace for a traced kernel's marks
@@ -115,10 +116,7 @@ class Buffer:
 
     @property
     def bytes(self) -> int:
-        size = {"f32": 4, "i32": 4, "i64": 8, "bf16": 2, "f16": 2}[self.dtype]
-        for dim in self.shape:
-            size *= dim
-        return size
+        return prod(self.shape) * ITEMSIZE[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -141,8 +139,8 @@ class Exchange:
     name: str
     scope: str  # "cluster" | "grid"
     op: str  # gather | reduce | reduce_scatter
-    monoid: str | None  # sum | max | lse
-    algorithm: str  # push | push_two_round | multicast | grid_barrier | atomic
+    monoid: str | None  # sum | lse | argmax
+    algorithm: str  # push | multicast | grid_barrier | atomic
     values: tuple[str, ...]
     payload: int  # bytes one rank contributes
     sent_bytes: int  # bytes one rank pushes to peers, itself excluded (cluster) or writes to global memory (grid)

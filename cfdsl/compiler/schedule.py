@@ -1,8 +1,9 @@
-"""From a placed graph and a config to a kernel plan: lower each node, then give every buffer its place in shared memory."""
+"""From a placed graph and a config to a kernel plan: every node is lowered in order, then passes go over the finished steps."""
 
 from __future__ import annotations
 
-from cfdsl.compiler.builder import BufferSpec, Builder
+from cfdsl.compiler.allocate import allocate
+from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.exchange_bytes import with_counted
 from cfdsl.compiler.limits import limits
@@ -13,7 +14,7 @@ from cfdsl.compiler.lowering.multicast import gather_shared
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
 from cfdsl.compiler.lowering.stores import clear_sums, share_of, store
 from cfdsl.compiler.lowering.values import stored
-from cfdsl.compiler.plan import TRACE_ARG, Arg, Barrier, Buffer, KernelPlan, Ring, Step
+from cfdsl.compiler.plan import TRACE_ARG, Arg, KernelPlan, Ring
 from cfdsl.compiler.signature import signature
 from cfdsl.dsl.graph import ITEMSIZE, Node
 from cfdsl.dsl.place import PlacedGraph
@@ -21,9 +22,6 @@ from cfdsl.dsl.placement import Shard
 from cfdsl.errors import CfdslError, ConfigError, DuplicateName, raise_all
 
 SYNC_WORKSPACE = Arg("ws_sync", (8,), "i32", "workspace", mutated=True)  # grid barrier word, status flags
-BARRIER_BYTES = 8
-ALIGN = 16
-RING_ALIGN = 1024
 
 
 def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan:
@@ -40,7 +38,7 @@ def schedule(placed: PlacedGraph, config: Config, model: str = "") -> KernelPlan
         gather_shared(b)
     fetch_ahead(b)
     ring = _ring(b) if b.streams else None
-    buffers, barriers, total = _allocate(b, ring)
+    buffers, barriers, total = allocate(b, ring)
     return with_counted(KernelPlan(
         name=placed.graph.name, model=model, dtype=placed.graph.dtype, mesh=placed.mesh, config=config, args=_args(b),
         ring=ring, streams=tuple(b.streams), buffers=buffers, barriers=barriers, steps=tuple(b.steps),
@@ -117,49 +115,3 @@ def _check_own(b: Builder, name: str) -> None:
     if name in b.taken:
         src = next((node.src for node in b.placed.graph.nodes if node.op in ("input", "weight") and node.attr("name") == name), None)
         raise DuplicateName(name=name, first="the kernel's own workspace", second="an argument", src=src)
-
-
-def _allocate(b: Builder, ring: Ring | None) -> tuple[tuple[Buffer, ...], tuple[Barrier, ...], int]:
-    """The ring first, then the barriers, then the buffers: two may share bytes if a barrier separates their lives."""
-    at = ring.end if ring else 0
-    barriers: list[Barrier] = []
-    if ring:
-        tile = max(stream.tile_bytes for stream in b.streams)
-        for name, kind, arrivals, tx in (("full", "full", 1, tile), ("empty", "empty", b.config.warps, 0)):
-            barriers.append(Barrier(name, kind, arrivals, tx, at, count=ring.stages, phases=None))
-            at += ring.stages * BARRIER_BYTES
-    for barrier in b.barriers:
-        barriers.append(Barrier(barrier.name, barrier.kind, barrier.arrivals, barrier.tx_bytes, at))
-        at += BARRIER_BYTES
-    base = _round_up(at)
-    placed: list[Buffer] = []
-    for spec in sorted(b.buffers.values(), key=lambda spec: (-_bytes(spec), spec.first, spec.name)):
-        offset = _fit(spec, placed, b.steps, base)
-        placed.append(Buffer(spec.name, spec.shape, spec.dtype, offset, spec.first, spec.last, spec.peer_written))
-    total = max([base, *(buffer.offset + buffer.bytes for buffer in placed)])
-    return tuple(sorted(placed, key=lambda buffer: buffer.offset)), tuple(barriers), _round_up(total)
-
-
-def _fit(spec: BufferSpec, placed: list[Buffer], steps: list[Step], base: int) -> int:
-    """The lowest offset where `spec` overlaps no buffer that lives at the same time."""
-    rivals = sorted((other for other in placed if not separated(spec, other, steps)), key=lambda other: other.offset)
-    at = base
-    for other in rivals:
-        if at + _bytes(spec) <= other.offset:
-            break
-        at = max(at, _round_up(other.offset + other.bytes))
-    return at
-
-
-def separated(one: BufferSpec | Buffer, other: BufferSpec | Buffer, steps: list[Step] | tuple[Step, ...]) -> bool:
-    """Whether a barrier among the consumers lies between the lives of two buffers, so that they may share bytes."""
-    early, late = (one, other) if one.last < other.first else (other, one)
-    return early.last < late.first and any(step.op in ("sync", "grid_barrier") for step in steps[early.last + 1 : late.first])
-
-
-def _bytes(spec: BufferSpec) -> int:
-    return Buffer(spec.name, spec.shape, spec.dtype, 0, 0, 0).bytes
-
-
-def _round_up(nbytes: int) -> int:
-    return -(-nbytes // ALIGN) * ALIGN

@@ -13,7 +13,8 @@ from typing import Any
 from cfdsl.compiler.check import check
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import Candidate, Choice, choose, early_tiles, tiles_in_flight
-from cfdsl.compiler.cost.candidates import MIN_STAGES, refused_by_error
+from cfdsl.compiler.cost.candidates import refused_by_error
+from cfdsl.compiler.cost.overrides import MIN_STAGES
 from cfdsl.compiler.cost.refusals import once_each
 from cfdsl.compiler.limits import limits
 from cfdsl.compiler.parts import Part

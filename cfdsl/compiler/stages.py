@@ -11,7 +11,7 @@ from cfdsl.compiler.check import check
 from cfdsl.compiler.check.text import check_text
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import Choice, config_text
-from cfdsl.compiler.cost.candidates import override_errors, size_errors
+from cfdsl.compiler.cost.overrides import override_errors, size_errors
 from cfdsl.compiler.emit import emit, with_marks
 from cfdsl.compiler.limits import limits
 from cfdsl.compiler.parts import Part

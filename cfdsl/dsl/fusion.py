@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from cfdsl.dsl.graph import Graph, Src
 from cfdsl.dsl.source import source_at
 from cfdsl.dsl.trace import trace, tracing
-from cfdsl.errors import ArgumentError, CfdslError, TraceError, UnknownOption, attempt, raise_all
+from cfdsl.errors import ArgumentError, CfdslError, TraceError, UnknownOption, attempt, is_whole, raise_all
 from cfdsl.models import ModelConfig, resolve
 
 DTYPES = {"bf16": "bf16", "bfloat16": "bf16", "f16": "f16", "fp16": "f16", "float16": "f16"}
@@ -87,7 +87,7 @@ class Fusion:
             for option, value in options.items()
             if option not in self.options or (self.choices.get(option) and value not in self.choices[option])
         ]
-        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        if not is_whole(batch, 1):
             errors.append(ArgumentError(argument="batch", expected="a positive number of sequences", got=repr(batch)))
         if not isinstance(dtype, str) or dtype not in DTYPES:
             errors.append(ArgumentError(argument="dtype", expected="'bf16' or 'f16'", got=repr(dtype)))

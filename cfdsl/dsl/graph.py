@@ -21,6 +21,8 @@ ITEMSIZE = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4}
 CLUSTER_COLLECTIVES = ("cluster_reduce", "cluster_gather", "cluster_reduce_scatter")
 GRID_COLLECTIVES = ("grid_reduce", "grid_gather", "grid_reduce_scatter")
 COLLECTIVES = CLUSTER_COLLECTIVES + GRID_COLLECTIVES
+LEAVES = ("input", "weight", "kv_cache")
+TOKENS_DIM = {"bhtd": 2, "bthd": 1}  # of a cache's tensors, by its layout: the dimension that is the capacity
 VIEWS = ("slice_grid", "slice_cluster", "split_heads", "merge_heads", "reshape", "split", "item")  # the same elements, or some of them
 
 
@@ -139,6 +141,21 @@ class Graph:
 
     def users(self, node: Node) -> tuple[Node, ...]:
         return tuple(user for user in self.nodes if node in user.args)
+
+
+def leaf_of(node: Node) -> Node:
+    """The input, weight or cache that a chain of views and appends starts from; what is computed, if it starts from that."""
+    while node.op in VIEWS or node.op == "append":
+        node = node.args[0]
+    return node
+
+
+def cache_tensors(node: Node) -> tuple[tuple[str, Type], tuple[str, Type]]:
+    """The two tensors of a kv_cache, keys and values, by name; their shape is as they lie in memory, in the cache's layout."""
+    batch, heads, tokens, dim = node.type.shape
+    shape = (batch, heads, tokens, dim) if node.attr("layout") == "bhtd" else (batch, tokens, heads, dim)
+    held = Type(shape, node.type.dtype)
+    return (f"{node.attr('name')}_k", held), (f"{node.attr('name')}_v", held)
 
 
 def expect_graph(given: object) -> Graph:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cfdsl.dsl.graph import Graph, Node, expect_graph
+from cfdsl.dsl.graph import LEAVES, Graph, Node, expect_graph
 from cfdsl.dsl.place_rules import PLACE_RULES, Site
 from cfdsl.dsl.placement import Mesh, Placement
-from cfdsl.errors import ArgumentError, CfdslError, ClustersDoNotDivide, ClusterSizeUnsupported, NothingToSplit, raise_all
+from cfdsl.errors import ArgumentError, CfdslError, ClustersDoNotDivide, ClusterSizeUnsupported, NothingToSplit, is_whole, raise_all
 
 MAX_CLUSTER_SIZE = 16
-FREE = ("input", "weight", "kv_cache", "item")  # nothing is wrong with their placement
+FREE = (*LEAVES, "item")  # nothing is wrong with their placement
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _place(node: Node, placements: Mapping[Node, tuple[Placement, ...]], graph: 
 def _check_mesh(graph: Graph, mesh: object) -> list[CfdslError]:
     if not isinstance(mesh, Mesh):
         return [ArgumentError(argument="mesh", expected="a Mesh(clusters, ranks)", got=repr(mesh))]
-    wrong = {name: n for name, n in vars(mesh).items() if not isinstance(n, int) or isinstance(n, bool)}
+    wrong = {name: n for name, n in vars(mesh).items() if not is_whole(n)}
     if wrong:
         return [ArgumentError(argument=name, expected="a number", got=repr(value)) for name, value in wrong.items()]
     errors: list[CfdslError] = []

@@ -24,10 +24,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from cfdsl.dsl.graph import COLLECTIVES, Dim, Graph, Node, Src, Type, expect_graph
+from cfdsl.dsl.graph import COLLECTIVES, LEAVES, Dim, Graph, Node, Src, Type, expect_graph
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.source import source_at
-from cfdsl.dsl.verify import LEAVES
 from cfdsl.errors import ArgumentError, TextSyntax
 
 MULTI = (*COLLECTIVES, "split")  # ops whose results are named by items

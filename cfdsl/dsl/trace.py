@@ -16,7 +16,7 @@ from cfdsl.dsl.place import lasting_mistakes
 from cfdsl.dsl.source import user_line, warn_at
 from cfdsl.dsl.type_rules import TYPE_RULES, Call
 from cfdsl.dsl.values import Axis, Poisoned, Value
-from cfdsl.errors import ArgumentError, CfdslError, DuplicateName, TraceError, raise_all
+from cfdsl.errors import ArgumentError, CfdslError, DuplicateName, TraceError, is_whole, raise_all
 
 _current: ContextVar[Tracer | None] = ContextVar("cfdsl_tracer", default=None)
 Args = tuple[object, ...]  # values, if the user makes no mistake
@@ -180,7 +180,7 @@ class clusters:
 
     def __enter__(self) -> Axis:
         tracer, over = self._tracer, self._over
-        if not isinstance(over, int) or isinstance(over, bool) or over < 1:
+        if not is_whole(over, 1):
             raise ArgumentError(argument="over", expected="a positive number of work units", got=repr(over), src=user_line())
         self._outer = tracer.axis
         if tracer.axis is not None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from cfdsl.dsl.graph import Graph, Node, expect_graph
+from cfdsl.dsl.graph import LEAVES, Graph, Node, expect_graph
 from cfdsl.dsl.type_rules import TYPE_RULES, Call, cache_leaf
 from cfdsl.errors import CfdslError, InvalidGraph, raise_all
-
-LEAVES = ("input", "weight", "kv_cache")
 
 
 def verify(graph: Graph) -> Graph:

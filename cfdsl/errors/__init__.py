@@ -6,9 +6,19 @@ Every class is a keyword-only record: its fields fill the two fixed sentences `_
 
 from __future__ import annotations
 
-from cfdsl.errors.base import CfdslError, Errors, SourceLine, attempt, raise_all
+from cfdsl.errors.base import CfdslError, Errors, SourceLine, attempt, is_whole, listed, raise_all
 from cfdsl.errors.compiler import AlgorithmUnsupported, CompileFailed, ConfigError, NoLegalConfig, NotLowered, PlanError
 from cfdsl.errors.hf import DecodeRefused, NotPatched, PackageMissing, PatchedCopy, PatchRefused, PeerUnsupported, WeightsUnusable
+from cfdsl.errors.models import (
+    GroupUnsupported,
+    HeadDimUnsupported,
+    ModelUnreadable,
+    ModelUnsupported,
+    RowUnsupported,
+    UnknownModel,
+    WeightsMismatch,
+)
+from cfdsl.errors.parts import ClusterSizeUnsupported, NoTarget, NotResident, SharedMemoryExceeded, UnknownPart
 from cfdsl.errors.placement import ClustersDoNotDivide, NeedsReduce, NothingToSplit, PlacementMismatch, ShardDoesNotDivide, WrongCollective
 from cfdsl.errors.runtime import (
     BatchUnsupported,
@@ -23,20 +33,6 @@ from cfdsl.errors.runtime import (
     RecordingFull,
     SequenceSuperseded,
     TokenOutOfRange,
-)
-from cfdsl.errors.sizes import (
-    ClusterSizeUnsupported,
-    GroupUnsupported,
-    HeadDimUnsupported,
-    ModelUnreadable,
-    ModelUnsupported,
-    NoTarget,
-    NotResident,
-    RowUnsupported,
-    SharedMemoryExceeded,
-    UnknownModel,
-    UnknownPart,
-    WeightsMismatch,
 )
 from cfdsl.errors.spec import (
     ArgumentError,
@@ -105,5 +101,7 @@ __all__ = [
     "WeightsUnusable",
     "WrongCollective",
     "attempt",
+    "is_whole",
+    "listed",
     "raise_all",
 ]

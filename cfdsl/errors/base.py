@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 
 class SourceLine(Protocol):
@@ -88,7 +88,12 @@ def attempt(errors: list[CfdslError], call: Callable[..., Any], *args: Any) -> A
         return None
 
 
-def listed(values: Sequence[object], word: str = "or") -> str:
+def is_whole(value: object, least: int | None = None) -> TypeGuard[int]:
+    """Whether an argument is a whole number, of at least `least`; True and False, which Python counts among them, are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)
+
+
+def listed(values: Iterable[object], word: str = "or") -> str:
     """Values as a choice, in words: "1, 2 or 4"."""
     *head, last = map(str, values)
     return f"{', '.join(head)} {word} {last}" if head else last

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cfdsl.dsl.fusion import DTYPES as NAMES
 from cfdsl.errors import ArgumentError, CfdslError, DecodeRefused, ModelUnsupported, NoTarget, PatchRefused
 from cfdsl.hf.alterations import alterations, first_of
 from cfdsl.models import ModelConfig
 
 MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "f16"}
-NAMES = {"bf16": "bf16", "bfloat16": "bf16", "f16": "f16", "fp16": "f16", "float16": "f16"}
 SPELLED = {"bf16": "bfloat16", "f16": "float16"}
 BACKENDS = ("kernel", "oracle")
 Reason = tuple[str, str]  # the problem, and what to do about it

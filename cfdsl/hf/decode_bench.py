@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfdsl.hf.peer import HfDecode, hf_model, ways
+from cfdsl.hf.peer import WAYS, HfDecode, hf_model
 from cfdsl.hf.session import decoder_class
 from cfdsl.hf.step_trace import REPLAYS, trace_step, traced
 from cfdsl.hf.weights import random_weights
@@ -85,7 +85,7 @@ def trace_decode(
 def measure_peer(model: Any, decoder: Any, context: int, steps: int, ours_us: float, left_out: list[str], log: Log) -> list[dict[str, Any]]:
     """Hugging Face's time per token with the same caches' contents, in the first way that works; a list of one or none."""
     decode = _attempt(lambda: HfDecode(model, decoder.capacity), f"Hugging Face at {context:,}", left_out)
-    for way in ways() if decode is not None else ():
+    for way in WAYS if decode is not None else ():
         what = f"Hugging Face ({way.variant}) at {context:,}"
         started = time.monotonic()
         decode.fill(decoder.caches)
@@ -126,6 +126,6 @@ def _attempt(make: Callable[[], Any], what: str, left_out: list[str]) -> Any:
         return make()
     except Exception as error:
         torch.cuda.empty_cache()
-        note = f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        note = f"{what}: {measure.in_one_line(error)}"
         left_out.extend([note] if note not in left_out else [])
         return None

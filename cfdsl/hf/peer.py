@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch import Tensor
 from cfdsl.errors import PackageMissing, PeerUnsupported
 from cfdsl.hf.caches import static_tensors
 from cfdsl.models import ModelConfig
+from cfdsl.runtime.peers import compiled
 
 
 def unlike(sizes: ModelConfig) -> list[str]:
@@ -106,9 +105,10 @@ class HfDecode:
         self.token = torch.zeros((1, 1), dtype=torch.long, device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.logits = torch.zeros((1, model.config.vocab_size), dtype=model.model.norm.weight.dtype, device=device)
-        self.forward: Callable[[Tensor, Tensor], Tensor] = self._forward
+        self.forward: Callable[[Tensor, Tensor], Tensor] = self.uncompiled
 
-    def _forward(self, token: Tensor, position: Tensor) -> Tensor:
+    def uncompiled(self, token: Tensor, position: Tensor) -> Tensor:
+        """The model's logits (1, vocab) of one token at a position, as `forward` is until a Way has compiled it."""
         out = self.model(
             input_ids=token, past_key_values=self.cache, use_cache=True, position_ids=position[None], **_position(self.model, position)
         )
@@ -145,13 +145,7 @@ class Way:
 
     def ready(self, decode: HfDecode) -> Callable[[], object]:
         """Compile the step, run it a few times, and give back what replays it."""
-        mode = "max-autotune-no-cudagraphs" if self.own_graph else "max-autotune"
-        torch._dynamo.reset()
-        with contextlib.suppress(ImportError, AttributeError):
-            chooser: Any = importlib.import_module("torch._inductor.select_algorithm")
-            chooser.PRINT_AUTOTUNE = False
-        compiled: Any = torch.compile(decode._forward, mode=mode, dynamic=False, fullgraph=self.fullgraph)
-        decode.forward = compiled
+        decode.forward = compiled(decode.uncompiled, own_graph=self.own_graph, fullgraph=self.fullgraph)
         for _ in range(3):
             decode.step()
         if not self.own_graph:
@@ -163,13 +157,8 @@ class Way:
         return graph.replay
 
 
-WAYS = (
+WAYS = (  # to try, the fastest first
     Way("max-autotune, full graph, in one CUDA graph", True, True),
     Way("max-autotune, in one CUDA graph", False, True),
     Way("max-autotune with its own CUDA graphs", False, False),
 )
-
-
-def ways() -> Iterator[Way]:
-    """The ways to try, the fastest first."""
-    yield from WAYS

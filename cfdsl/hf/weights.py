@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cfdsl.errors import PackageMissing, WeightsUnusable
 from cfdsl.models import ModelConfig
+from cfdsl.runtime.arguments import DTYPES
 
-DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 Progress = Callable[[int, int], None]  # tensors done, of how many
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
-from cfdsl.errors import ArgumentError, raise_all
-from cfdsl.errors.base import listed
+from cfdsl.errors import ArgumentError, is_whole, listed, raise_all
 
 HEAD_DIMS = (64, 128)
 MAX_GROUP = 16
@@ -24,16 +23,12 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
 Rules = Mapping[str, tuple[str, Callable[[Any], bool]]]  # of a field: what it must be, and whether a value is that
 _ANY_OF = {"kind": ROPE_SCALINGS, "rope_style": ROPE_STYLES, "activation": ACTIVATIONS}
 _CHOICES: Rules = {name: (listed([repr(each) for each in known]), known.__contains__) for name, known in _ANY_OF.items()}
 _POSITIVE = ("a positive number", lambda value: _is_number(value) and value > 0)
-_COUNT = ("a positive number", lambda value: _is_whole(value, 1))
-_COUNT_OR_0 = ("a whole number that is not negative", lambda value: _is_whole(value, 0))
+_COUNT = ("a positive number", lambda value: is_whole(value, 1))
+_COUNT_OR_0 = ("a whole number that is not negative", lambda value: is_whole(value, 0))
 _FLAG = ("True or False", lambda value: isinstance(value, bool))
 _SCALING: Rules = {
     "kind": _CHOICES["kind"],
@@ -121,7 +116,7 @@ class ModelConfig:
         wrong = {error.argument for error in errors}
         if not wrong & {"heads", "kv_heads"} and self.heads % self.kv_heads:
             errors.append(ArgumentError(argument="kv_heads", expected=f"a divisor of the {self.heads} heads", got=repr(self.kv_heads)))
-        even = _is_whole(self.rotary_dim, 2) and self.rotary_dim % 2 == 0
+        even = is_whole(self.rotary_dim, 2) and self.rotary_dim % 2 == 0
         if "head_dim" not in wrong and not (even and self.rotary_dim <= self.head_dim):
             expected = f"an even number up to head_dim {self.head_dim}"
             errors.append(ArgumentError(argument="rotary_dim", expected=expected, got=repr(self.rotary_dim)))

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from cfdsl.errors import ModelUnreadable, ModelUnsupported, UnknownModel
+from cfdsl.errors import ModelUnreadable, ModelUnsupported, UnknownModel, is_whole
 from cfdsl.models.config import ModelConfig, RopeScaling, expect, problems
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
@@ -58,7 +58,7 @@ class _Reader:
         value = default if value is None else value
         if value is None:
             self.reasons.append(f"{key} is missing")
-        elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        elif not is_whole(value, 1):
             self.reasons.append(f"{key} is {value!r}, not a positive whole number")
         else:
             return value

@@ -198,7 +198,7 @@ def measure_peers(bench: Bench, rows: list[dict[str, Any]], wants: Mapping[int, 
             try:
                 found = measure_peer(bench, peer, row["kv_len"], wants[row["kv_len"]])
             except Exception as error:  # a peer that this machine cannot run must not cost the measurement of the kernel
-                left_out.append(f"{what}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+                left_out.append(f"{what}: {measure.in_one_line(error)}")
                 continue
             row["peers"].append({**found, "speedup": found["us"] / row["us"]})
             log(f"{what} tokens: {found['us']:.1f} us")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost.candidates import override_errors
+from cfdsl.compiler.cost.overrides import override_errors
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import KernelPlan
 from cfdsl.dsl.fusion import Fusion, expect_fusion

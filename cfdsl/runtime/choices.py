@@ -19,7 +19,7 @@ from typing import Any
 
 import cfdsl
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost.candidates import field_errors
+from cfdsl.compiler.cost.overrides import field_errors
 from cfdsl.compiler.parts import Part
 from cfdsl.dsl.graph import Graph
 from cfdsl.dsl.source import warn_user

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from cfdsl.compiler.plan import KernelPlan
+from cfdsl.dsl.graph import TOKENS_DIM
 from cfdsl.errors import CacheFull, CfdslError, LengthOutOfRange
 
 
@@ -26,7 +27,7 @@ def _lengths(plan: KernelPlan, tensors: Mapping[str, torch.Tensor]) -> Iterator[
         keys = tensors.get(f"{cache}_k")
         if length not in tensors or keys is None:
             continue
-        capacity = keys.shape[2 if layout == "bhtd" else 1]
+        capacity = keys.shape[TOKENS_DIM[layout]]
         for value in tensors[length].tolist():
             if appends and value == capacity:
                 yield CacheFull(cache=cache, length=value, capacity=capacity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,21 +16,12 @@ from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import Arg, KernelPlan
 from cfdsl.dsl.interpret import Traffic, count_traffic
 from cfdsl.errors import ColdCompileInCapture, NoTarget, NotResident, raise_all
-from cfdsl.runtime import artifacts, device, preload, toolchain, torch_op
+from cfdsl.runtime import artifacts, device, flags, preload, toolchain, torch_op
 from cfdsl.runtime.arguments import DTYPES, call_errors, check_arguments, in_order, unchecked_strides
 from cfdsl.runtime.cache import Entry
 from cfdsl.runtime.contents import content_errors
 from cfdsl.runtime.recording import recording
 from cfdsl.runtime.timeline import Record
-
-# What the bits of the status word mean (the second word of the workspace `ws_sync`, set by the kernel and never cleared by it).
-STATUS_ARG, STATUS_WORD = "ws_sync", 1
-STATUS = {
-    0: "a KV length was negative or the cache was full: the length was clamped for attention, and the token was not appended",
-    1: "a position was outside of the rotary tables: it was clamped",
-    2: "a grid barrier timed out: not all clusters were resident, and the outputs of that launch are wrong",
-    3: "a token was outside of the embedding table: it was clamped",
-}
 
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))  # anything else (a FakeTensor, a subclass) goes through the dispatcher
 _modes = torch._C._len_torch_dispatch_stack
@@ -181,6 +173,20 @@ class Kernel:
         # Described once and not in every call: of six workspaces 0.9 us of 9.2, measured on the host of an H200, 2026-11-23.
         self._device, self._workspace = index, tuple(tvm_ffi.from_dlpack(workspace) for workspace in self._workspaces[index])
 
+    @contextlib.contextmanager
+    def launching(self, make: Callable[[Callable[..., None]], Callable[..., None]]) -> Iterator[None]:
+        """While it is open, calls launch what `make` makes of the compiled function, which takes a call's tensors and then the workspaces.
+
+        Gets ready on the current device first (see `prepare`). Not for two threads at a time.
+        """
+        self.prepare()
+        function = self._function
+        self._function = make(function)
+        try:
+            yield
+        finally:
+            self._function = function
+
     def _load(self) -> None:
         if self._function is None:
             self._function = toolchain.load(self._entry.path("object"), self._entry.meta["symbol"])
@@ -220,21 +226,21 @@ class Kernel:
 
         clear   zero the workspaces too, as they were at first: the flags, and a grid barrier that timed out is in step again
         """
-        flags = 0
-        place = next((at for at, arg in enumerate(self.workspace_args) if arg.name == STATUS_ARG), None)
+        word = 0
+        place = next((at for at, arg in enumerate(self.workspace_args) if arg.name == flags.STATUS_ARG), None)
         if place is None:
             return ()
         for workspace in self._workspaces.values():
             sync = workspace[place]
             if sync.is_cuda:
                 torch.cuda.synchronize(sync.device)  # launches may be on any stream
-            flags |= int(sync[STATUS_WORD].item())
+            word |= int(sync[flags.STATUS_WORD].item())
             if clear:
                 for each in workspace:  # after a time-out the barrier's word has no defined phase, and sums that were begun are left over
                     each.zero_()
                 if sync.is_cuda:
                     torch.cuda.synchronize(sync.device)
-        return tuple(text for bit, text in STATUS.items() if flags >> bit & 1)
+        return flags.in_words(word)
 
     def trace(self, *args: torch.Tensor, warmup: int = 3, **kwargs: torch.Tensor) -> list[Record]:
         """Launch, and return when each CTA did each step: of the last launch, after `warmup` others behind which it starts under PDL.

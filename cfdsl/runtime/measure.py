@@ -186,6 +186,11 @@ def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     return float(difference / torch.where(known, b, zero).norm().clamp_min(1e-300))
 
 
+def in_one_line(error: Exception) -> str:
+    """What went wrong, for a record that goes on without it: the exception's class and the first line of its text."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
 def poison(tensor: torch.Tensor) -> None:
     """Fill with what no right result has: NaN, or -1 where it holds indices."""
     tensor.fill_(math.nan if tensor.is_floating_point() else -1)

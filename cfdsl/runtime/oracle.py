@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from cfdsl.compiler.cost.traffic import leaf_of
 from cfdsl.compiler.plan import Arg
 from cfdsl.compiler.signature import signature
 from cfdsl.dsl.fusion import Fusion, expect_fusion
-from cfdsl.dsl.graph import Graph, Node
+from cfdsl.dsl.graph import TOKENS_DIM, Graph, Node, leaf_of
 from cfdsl.dsl.interpret import Traffic, count_traffic, interpret
 from cfdsl.dsl.place import PlacedGraph, place
 from cfdsl.dsl.placement import Mesh
@@ -21,10 +20,9 @@ from cfdsl.errors import CfdslError, attempt, raise_all
 from cfdsl.models import ModelConfig, resolve
 from cfdsl.runtime.arguments import check_arguments, in_order
 from cfdsl.runtime.build import unknown_settings
-from cfdsl.runtime.kernel import STATUS
+from cfdsl.runtime.flags import LENGTH_CLAMPED, POSITION_CLAMPED, TOKEN_CLAMPED, in_words
 
 MESH = ("clusters", "cluster_size", "splits")
-BAD_LENGTH, BAD_POSITION, BAD_TOKEN = 0, 1, 3  # bits of a kernel's status word
 
 
 class Oracle:
@@ -39,7 +37,7 @@ class Oracle:
         self.name = f"{fusion.name}_oracle"
         self.args: tuple[Arg, ...] = signature(placed.graph)
         self._checked = tuple(replace(arg, align=1) for arg in self.args)  # no bulk copies here: any address will do
-        self._flags: set[int] = set()
+        self._status = 0  # a kernel's status word
 
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> None:
         """Run it. Raises one error that names every bad argument, as a kernel does; OracleError where ranks contradict a placement."""
@@ -47,7 +45,8 @@ class Oracle:
             args = in_order(self._checked, args, kwargs, "cpu")
         check_arguments(self._checked, args, "cpu")
         tensors = {arg.name: value for arg, value in zip(self.args, args, strict=True)}
-        self._flags.update(_out_of_range(self.placed.graph, tensors))
+        for bit in _out_of_range(self.placed.graph, tensors):
+            self._status |= 1 << bit
         with torch.no_grad():  # weights may be parameters; like a kernel, this has no gradient
             result = interpret(self.placed, tensors, count=False)
             for name, value in {**result.caches, **result.outputs}.items():
@@ -55,9 +54,9 @@ class Oracle:
 
     def status(self, clear: bool = False) -> tuple[str, ...]:
         """What calls flagged since the flags were last cleared, in a kernel's words; empty if nothing."""
-        found = tuple(text for bit, text in STATUS.items() if bit in self._flags)
+        found = in_words(self._status)
         if clear:
-            self._flags.clear()
+            self._status = 0
         return found
 
     def prepare(self, index: int | None = None) -> None:
@@ -117,24 +116,24 @@ def _out_of_range(graph: Graph, tensors: Mapping[str, torch.Tensor]) -> Iterator
         if node.op == "append":
             capacity = _capacity(node, tensors)
             if not _within(node.args[3], tensors, capacity - 1):
-                yield BAD_LENGTH
+                yield LENGTH_CLAMPED
         elif node.op == "attend":
             capacity = _capacity(node.args[1], tensors)
             if not all(_within(length, tensors, capacity) for length in node.args[2:]):
-                yield BAD_LENGTH
+                yield LENGTH_CLAMPED
         elif node.op == "rope":
             table = leaf_of(node.args[1])
             if table.op in ("input", "weight") and not _within(node.args[3], tensors, len(tensors[table.attr("name")]) - 1):
-                yield BAD_POSITION
+                yield POSITION_CLAMPED
         elif node.op == "embedding":
             rows = len(tensors[leaf_of(node.args[1]).attr("name")])
             if not _within(node.args[0], tensors, rows - 1):
-                yield BAD_TOKEN
+                yield TOKEN_CLAMPED
 
 
 def _capacity(cache: Node, tensors: Mapping[str, torch.Tensor]) -> int:
     leaf = leaf_of(cache)
-    return tensors[f"{leaf.attr('name')}_k"].shape[2 if leaf.attr("layout") == "bhtd" else 1]
+    return tensors[f"{leaf.attr('name')}_k"].shape[TOKENS_DIM[leaf.attr("layout")]]
 
 
 def _within(index: Node, tensors: Mapping[str, torch.Tensor], high: int) -> bool:

@@ -17,14 +17,18 @@ Forward = Callable[..., Any]
 
 
 def ready(peer: Peer, forward: Forward) -> Forward:
-    """The function to call: compiled in mode max-autotune where asked; the caller's CUDA graph takes the place of inductor's own."""
-    if not peer.compile:
-        return forward
+    """The function to call: compiled where asked; the caller's CUDA graph takes the place of inductor's own."""
+    return compiled(forward, own_graph=True) if peer.compile else forward
+
+
+def compiled(forward: Forward, *, own_graph: bool, fullgraph: bool = True) -> Forward:
+    """`forward` by torch.compile in mode max-autotune. own_graph: the caller captures it; else inductor makes CUDA graphs of its own."""
     torch._dynamo.reset()  # every length is compiled as its own constant; without this the limit on recompilations is soon reached
     with contextlib.suppress(ImportError, AttributeError):
         chooser: Any = importlib.import_module("torch._inductor.select_algorithm")
         chooser.PRINT_AUTOTUNE = False  # its tables would drown our own
-    return torch.compile(forward, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
+    mode = "max-autotune-no-cudagraphs" if own_graph else "max-autotune"
+    return torch.compile(forward, mode=mode, dynamic=False, fullgraph=fullgraph)
 
 
 def peer_error(found: Tensor | tuple[Tensor, ...], want: Mapping[str, Tensor]) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -44,21 +45,14 @@ def recording(kernels: Iterable[Kernel], launches: int = 1) -> Iterator[Recordin
     chosen = list({id(kernel): kernel for kernel in kernels}.values())
     raise_all([NotTraced(kernel=kernel.name) for kernel in chosen if not kernel.config.trace])
     made = Recording()
-    functions = []
-    for kernel in chosen:
-        kernel.prepare()
-        functions.append(kernel._function)
-    try:
-        for kernel, function in zip(chosen, functions, strict=True):
-            kernel._function = _recorded(kernel, function, made, launches)
+    with contextlib.ExitStack() as opened:
+        for kernel in chosen:
+            opened.enter_context(kernel.launching(partial(_recorded, kernel, made, launches)))
         torch.cuda.synchronize()
         yield made
-    finally:
-        for kernel, function in zip(chosen, functions, strict=True):
-            kernel._function = function
 
 
-def _recorded(kernel: Kernel, function: Any, into: Recording, room: int) -> Any:
+def _recorded(kernel: Kernel, into: Recording, room: int, function: Callable[..., None]) -> Callable[..., None]:
     """What `function` is, with the next free memory for marks in the place of the kernel's own."""
     arg = next(arg for arg in kernel.workspace_args if arg.name == TRACE_ARG)
     place = len(kernel.args) + kernel.workspace_args.index(arg)

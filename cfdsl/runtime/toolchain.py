@@ -28,7 +28,7 @@ from typing import Any
 from cfdsl.compiler.plan import Arg, KernelPlan
 from cfdsl.errors import CompileFailed
 from cfdsl.runtime.artifacts import read_cubin
-from cfdsl.runtime.trace_back import spec_line
+from cfdsl.runtime.spec_line import spec_line
 
 # Raise it when this file starts to build other objects from the same source: it is part of the cache's key.
 VERSION = 1
@@ -129,7 +129,8 @@ def build(path: Path, plan: KernelPlan, arch: str, symbol: str) -> Built:
             compiled = _compile_or_tell(path, plan, arch, folder)
             compiled.export_to_c(f"{folder}/kernel.o", symbol)
         except Exception as error:
-            sys.__stderr__ and print(log.getvalue(), end="", file=sys.__stderr__)
+            if sys.__stderr__ is not None:  # there is none under pythonw and some daemons
+                print(log.getvalue(), end="", file=sys.__stderr__)
             raise _failed(path, error) from error
         return Built(
             object=Path(folder, "kernel.o").read_bytes(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ def tune(
             bench = Bench(fusion, model, kernel, options, kv_len, kv_len) if bench is None else replaced(bench, kernel)
             row |= measured(bench, kv_len)
         except Exception as error:  # one that this device cannot run must not cost the others
-            row["problem"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            row["problem"] = measure.in_one_line(error)
         log(one_line(row))
         rows.append(row)
     return sorted(rows, key=lambda row: (row["problem"] is not None, row.get("us", 0.0)))
@@ -54,8 +55,8 @@ def one_line(row: Row) -> str:
 
 def replaced(bench: Bench, kernel: Kernel) -> Bench:
     """The same tensors for another kernel of the same fusion: it takes the same arguments."""
-    other: Bench = object.__new__(Bench)
-    other.__dict__.update(bench.__dict__, kernel=kernel)
+    other = copy.copy(bench)  # no `dataclasses.replace`: that would make the tensors anew
+    other.kernel = kernel
     return other
 
 

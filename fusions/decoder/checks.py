@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import cfdsl as cf
-from fusions.decoder.request import whole
+from fusions.decoder.request import argument_error, whole
 from fusions.decoder.step import GIVEN, LAYERS, options
 from fusions.decoder.weights import DTYPES
 
@@ -26,27 +26,27 @@ def size_errors(model: cf.ModelConfig) -> Iterator[cf.CfdslError]:
 
 def setting_errors(capacity: int, dtype: str, backend: str, part: Any, layers: str, settings: Mapping[str, Any]) -> Iterator[cf.CfdslError]:
     """Arguments of the decoder that are no tensors."""
-    if not isinstance(capacity, int) or isinstance(capacity, bool) or capacity < 1:
-        yield _argument("capacity", "a positive number of tokens", capacity)
+    if not cf.errors.is_whole(capacity, 1):
+        yield argument_error("capacity", "a positive number of tokens", capacity)
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        yield _argument("dtype", "'bf16' or 'f16'", dtype)
+        yield argument_error("dtype", "'bf16' or 'f16'", dtype)
     if backend not in BACKENDS:
-        yield _argument("backend", "'kernel' or 'oracle'", backend)
+        yield argument_error("backend", "'kernel' or 'oracle'", backend)
     if backend == "oracle" and part is not None:
-        yield _argument("part", "None with backend 'oracle', which compiles nothing", part)
+        yield argument_error("part", "None with backend 'oracle', which compiles nothing", part)
     if not isinstance(layers, str) or layers not in LAYERS:
-        yield _argument("layers", " or ".join(map(repr, LAYERS)), layers)
+        yield argument_error("layers", " or ".join(map(repr, LAYERS)), layers)
         return
     needed = options(layers)
     given: object = settings  # whatever a caller passed
     if not isinstance(given, Mapping):
-        yield _argument("settings", f"a dictionary by fusion: {', '.join(needed)}", settings)
+        yield argument_error("settings", f"a dictionary by fusion: {', '.join(needed)}", settings)
         return
     for name, chosen in settings.items():
         if name not in needed:
-            yield _argument("settings", f"a dictionary by fusion: {', '.join(needed)}", name)
+            yield argument_error("settings", f"a dictionary by fusion: {', '.join(needed)}", name)
         elif not isinstance(chosen, Mapping):
-            yield _argument(f"settings[{name!r}]", f"a dictionary of options of {name} and fields of its config", chosen)
+            yield argument_error(f"settings[{name!r}]", f"a dictionary of options of {name} and fields of its config", chosen)
         else:
             yield from _fixed(name, chosen, needed[name])
 
@@ -67,7 +67,7 @@ def cache_errors(
 ) -> Iterator[cf.CfdslError]:
     """The caller's caches: a pair per layer, each (1, kv_heads, capacity, head_dim) and a tensor of its own, on `device` (None: any)."""
     if not isinstance(caches, Sequence) or isinstance(caches, str):
-        yield _argument("caches", f"{model.layers} pairs, one per layer", caches)
+        yield argument_error("caches", f"{model.layers} pairs, one per layer", caches)
         return
     if len(caches) != model.layers:
         yield cf.errors.ArgumentError(argument="caches", expected=f"{model.layers} pairs, one per layer", got=f"{len(caches)} of them")
@@ -102,7 +102,7 @@ def _cache_tensor_errors(
 def length_errors(length: Any, capacity: int) -> Iterator[cf.CfdslError]:
     """A number of tokens that the caches cannot hold."""
     if not whole(length) or not 0 <= int(length) <= capacity:
-        yield _argument("length", f"0 to {capacity}, the decoder's capacity", length)
+        yield argument_error("length", f"0 to {capacity}, the decoder's capacity", length)
 
 
 def sampled(token: Any) -> Tensor:
@@ -122,7 +122,3 @@ def place_errors(backend: str, part: Any) -> Iterator[cf.CfdslError]:
     """A decoder for the GPU at hand where there is none."""
     if backend == "kernel" and part is None and not torch.cuda.is_available():
         yield cf.errors.NoTarget(without="backend='oracle' runs the same graphs on the CPU, slowly; part='h100-sxm' only compiles")
-
-
-def _argument(name: str, expected: str, got: object) -> cf.CfdslError:
-    return cf.errors.ArgumentError(argument=name, expected=expected, got=repr(got))

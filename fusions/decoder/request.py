@@ -31,9 +31,9 @@ def end_list(eos: Any) -> list[Any]:
 def choice_errors(sampler: Any, prefill: Any, ends: list[Any]) -> Iterator[cf.CfdslError]:
     """A sampler or a prefill that cannot be called, ends that are no tokens."""
     if sampler is not None and not callable(sampler):
-        yield _argument("sampler", "None or a function of logits, such as fusions.decoder.Sampler(temperature=0.8)", sampler)
+        yield argument_error("sampler", "None or a function of logits, such as fusions.decoder.Sampler(temperature=0.8)", sampler)
     if prefill is not None and not callable(prefill):
-        yield _argument("prefill", "None or a function of the prompt, which returns how many of its tokens are in the caches", prefill)
+        yield argument_error("prefill", "None or a function of the prompt, which returns how many of its tokens are in the caches", prefill)
     strange = [end for end in ends if not whole(end)]
     if strange:
         yield cf.errors.ArgumentError(argument="eos", expected="a token, or several", got=_some(strange))
@@ -43,8 +43,8 @@ def room_errors(model: cf.ModelConfig, capacity: int, given: Any, prompt: list[A
     """A prompt that is not one sequence of the model's tokens, or has no room together with `new` ones. prompt: `given` as a list, if it
     can be one."""
     yield from _not_one(given) if prompt is None else _token_errors(model, prompt)
-    if not isinstance(new, int) or isinstance(new, bool) or new < 1:
-        yield _argument("max_new_tokens", "a positive number", new)
+    if not cf.errors.is_whole(new, 1):
+        yield argument_error("max_new_tokens", "a positive number", new)
     elif prompt and len(prompt) + new > capacity:
         yield cf.errors.CapacityExceeded(prompt=len(prompt), new=new, capacity=capacity)
 
@@ -52,13 +52,13 @@ def room_errors(model: cf.ModelConfig, capacity: int, given: Any, prompt: list[A
 def _not_one(given: Any) -> Iterator[cf.CfdslError]:
     """A prompt that is no sequence."""
     if isinstance(given, (str, bytes)):
-        yield _argument("prompt_ids", "tokens, which a tokenizer makes of a text", given)
+        yield argument_error("prompt_ids", "tokens, which a tokenizer makes of a text", given)
     elif isinstance(given, Tensor) and given.dim() == 2:
         yield from _batch_errors(len(given))
     elif isinstance(given, Tensor):
         yield cf.errors.ArgumentError(argument="prompt_ids", expected=FLAT, got=f"a tensor of shape {tuple(given.shape)}")
     else:
-        yield _argument("prompt_ids", FLAT, given)
+        yield argument_error("prompt_ids", FLAT, given)
 
 
 def _token_errors(model: cf.ModelConfig, prompt: list[Any]) -> Iterator[cf.CfdslError]:
@@ -103,5 +103,6 @@ def _some(values: list[Any], shown: int = 8) -> str:
     return f"{values[:shown]}" + (f" and {len(values) - shown} more" if len(values) > shown else "")
 
 
-def _argument(name: str, expected: str, got: object) -> cf.CfdslError:
+def argument_error(name: str, expected: str, got: object) -> cf.CfdslError:
+    """An argument that is not what it must be, told by its repr."""
     return cf.errors.ArgumentError(argument=name, expected=expected, got=repr(got))

@@ -45,7 +45,7 @@ class Sampler:
         wrong = []
         if not _number(self.temperature) or not torch.finfo(torch.float32).tiny <= self.temperature < float("inf"):
             wrong.append(("temperature", "a positive float32 number (for the likeliest token each time, pass `greedy` as the sampler)"))
-        if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 0:
+        if not cf.errors.is_whole(self.top_k, 0):
             wrong.append(("top_k", "a number of tokens, or 0 for all"))
         if not _number(self.top_p) or not 0 < self.top_p <= 1:
             wrong.append(("top_p", "a probability above 0, up to 1"))

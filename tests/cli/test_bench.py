@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cfdsl.cli.bench import bench_panel, parse_lengths
+from cfdsl.cli.bench import bench_panel
+from cfdsl.cli.measuring import parse_lengths
 from cfdsl.cli.plot import plot_times, series
 
 

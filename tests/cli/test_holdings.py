@@ -4,7 +4,8 @@ import handmade
 import pytest
 
 import cfdsl as cf
-from cfdsl.cli.holdings import LEAVES, VIEWS, Read, Slice, local_shape, local_slices, names_of, reads_of
+from cfdsl.cli.holdings import Read, Slice, local_shape, local_slices, names_of, reads_of
+from cfdsl.dsl.graph import LEAVES, VIEWS
 from cfdsl.dsl.placement import R
 from fusions.attention_block import attention_block
 from fusions.embedding import embedding

@@ -16,6 +16,7 @@ from cfdsl.compiler.check import check
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import choose
 from cfdsl.compiler.cost.estimate import estimate, pause_us
+from cfdsl.compiler.cost.shared_inputs import shared_inputs
 from cfdsl.compiler.cost.smem import fixed_smem
 from cfdsl.compiler.cost.traffic import Pause, traffic
 from cfdsl.compiler.emit import emit
@@ -24,7 +25,6 @@ from cfdsl.compiler.lowering.multicast import pieces
 from cfdsl.compiler.parts import H100_SXM, H200, Part
 from cfdsl.compiler.plan import KernelPlan, Step
 from cfdsl.compiler.plan_text import plan_text
-from cfdsl.compiler.shared_inputs import shared_inputs
 from cfdsl.errors import CfdslError
 from fusions.attention_block import attention_block
 

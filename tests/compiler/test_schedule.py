@@ -8,10 +8,10 @@ import plans
 import pytest
 from plans import block, buffer, norm, steps_of
 
+from cfdsl.compiler.allocate import separated
 from cfdsl.compiler.check.memory import corners
 from cfdsl.compiler.geometry import RowTiles
 from cfdsl.compiler.plan import KernelPlan
-from cfdsl.compiler.schedule import separated
 from cfdsl.models import resolve
 
 PLAN = block(stages=6)

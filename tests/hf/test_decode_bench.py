@@ -101,7 +101,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(measure, "read_ceiling", lambda: measure.Ceiling(2.0, "a stand-in", {}))
     monkeypatch.setattr(measure, "environment", lambda: PLACE)
     monkeypatch.setattr(decode_bench, "decoder_class", lambda: Benched)
-    monkeypatch.setattr(decode_bench, "ways", lambda: iter([peer.Way("eager", True, False)]))
+    monkeypatch.setattr(decode_bench, "WAYS", (peer.Way("eager", True, False),))
     Benched.made.clear()
     return timed
 

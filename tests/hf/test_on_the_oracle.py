@@ -16,7 +16,7 @@ from cfdsl.hf import patch, status, unpatch
 from cfdsl.hf.weights import random_weights
 from cfdsl.models import PRESETS
 from cfdsl.runtime import decode_benchmark, measure
-from cfdsl.runtime.kernel import STATUS
+from cfdsl.runtime.flags import STATUS
 from fusions.decoder import Decoder
 
 

@@ -10,7 +10,7 @@ from against import LIMIT, error
 
 import cfdsl as cf
 from cfdsl.errors import LengthOutOfRange
-from cfdsl.runtime.kernel import STATUS
+from cfdsl.runtime.flags import STATUS
 from fusions.decoder_layer import decoder_layer
 from fusions.embedding import embedding
 from fusions.ffn_block import ffn_block

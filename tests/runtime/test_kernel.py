@@ -32,7 +32,7 @@ from cfdsl.errors import (
 from cfdsl.runtime import DamagedCacheEntry, build, compile, device, from_lowered
 from cfdsl.runtime.arguments import call_errors
 from cfdsl.runtime.cache import root
-from cfdsl.runtime.kernel import STATUS
+from cfdsl.runtime.flags import STATUS
 from fusions.attention_block import attention_block
 from fusions.rms_norm import rms_norm
 

@@ -13,7 +13,8 @@ from against import LIMIT, error
 
 import cfdsl as cf
 from cfdsl.errors import ArgumentError, CacheFull, ColdCompileInCapture, Errors, LengthOutOfRange
-from cfdsl.runtime.kernel import STATUS, Kernel
+from cfdsl.runtime.flags import STATUS
+from cfdsl.runtime.kernel import Kernel
 from fusions.attention_block import attention_block
 from fusions.rms_norm import rms_norm
 

@@ -8,7 +8,7 @@ from against import LIMIT, error
 
 import cfdsl as cf
 from cfdsl.errors import ArgumentError, ClustersDoNotDivide, Errors, UnknownOption
-from cfdsl.runtime.kernel import STATUS
+from cfdsl.runtime.flags import STATUS
 from fusions.attention_block import attention_block
 from fusions.rms_norm import rms_norm
 

@@ -17,7 +17,7 @@ from cfdsl.errors import CompileFailed
 from cfdsl.runtime import artifacts, toolchain
 from cfdsl.runtime.cache import KernelCache
 from cfdsl.runtime.preload import Standin
-from cfdsl.runtime.trace_back import spec_line
+from cfdsl.runtime.spec_line import spec_line
 
 
 def test_the_key_depends_on_everything_that_the_object_depends_on(lower: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

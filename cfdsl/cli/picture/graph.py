@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from cfdsl.cli.holdings import LEAVES, VIEWS, Placed, Slice, local_shape, local_slices, names_of, reads_of, shape_text
+from cfdsl.cli.holdings import Placed, Slice, local_shape, local_slices, names_of, reads_of, regrouped, shape_text
 from cfdsl.cli.picture.canvas import CLUSTER, FAINT, GRID, INK, LINE, MUTED, PANEL, PARTIAL, REPLICATED, SHARDED, WHITE, Canvas, text_width
 from cfdsl.cli.units import plural, size
 from cfdsl.compiler.plan import Exchange
-from cfdsl.dsl.graph import CLUSTER_COLLECTIVES, Graph, Node
+from cfdsl.dsl.graph import CLUSTER_COLLECTIVES, LEAVES, VIEWS, Graph, Node
 from cfdsl.dsl.placement import AxisPlacement, Partial, Placement, R, Replicate, Shard
 
 LEFT, LABEL, RIGHT = 40.0, 390.0, 250.0  # margin; column of values; column of what is read from memory
@@ -88,7 +88,7 @@ class GraphPicture:
     def _formula(self, node: Node) -> str:
         attrs = {key: value for key, value in node.attrs if key == "shard" and value is not None}
         shown = node.args[:1] if node.op == "rope" else node.args
-        args = [self.names[arg] if arg.op not in VIEWS or arg.op == "item" else self.names[_through(arg)] for arg in shown]
+        args = [self.names[regrouped(arg)] for arg in shown]
         return f"{node.op}({', '.join([*args, *(f'{key}={value}' for key, value in attrs.items())])})"
 
     def _chips(self, placement: Placement, y: float) -> None:
@@ -138,7 +138,7 @@ class GraphPicture:
         for number, exchange in enumerate(rounds):
             part = (BAND - 10) / len(rounds)
             canvas.rect(LEFT, y + 5 + part * number, 4, part - 1, color, None, 2, exchange.name, data_exchange=exchange.name)
-        values = ", ".join(dict.fromkeys(self.names[_through(arg)] for arg in node.args))
+        values = ", ".join(dict.fromkeys(self.names[regrouped(arg)] for arg in node.args))
         canvas.text(LEFT + 18, y + 28, f"{node.op}({values})", 13.5, color, 700, mono=True, width=LABEL - 30)
         before = {str(self.placed.of(arg)) for arg in node.args}
         canvas.text(LEFT + 18, y + 46, f"{' '.join(sorted(before))} → {self._after(node)}", 11.5, INK, mono=True, width=LABEL - 30)
@@ -235,13 +235,6 @@ def _facts(rounds: tuple[Exchange, ...], ctas: int) -> list[str]:
         lines.append(f"{scope}, {exchange.algorithm.replace('_', ' ')}{over}{grid}; {barrier}step {exchange.step}")
         lines.append(f"each rank {verb} {size(exchange.sent_bytes)}, receives {size(exchange.received_bytes)}")
     return lines
-
-
-def _through(node: Node) -> Node:
-    """Behind views that only regroup a value, the value the user named."""
-    while node.op in VIEWS and node.op != "item" and node.args:
-        node = node.args[0]
-    return node
 
 
 def _color(placement: AxisPlacement) -> str:

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from cfdsl.cli.picture.canvas import CLUSTER, FAINT, INK, LINE, MUTED, PANEL, WHITE, Canvas, text_width
 from cfdsl.cli.picture.graph import LEFT
+from cfdsl.cli.picture.load_stream import stream_of
 from cfdsl.cli.picture.stream import exchange_colors, stream_color
-from cfdsl.cli.timeline import stream_of
 from cfdsl.cli.units import held, plural
 from cfdsl.compiler.plan import Barrier, Buffer, KernelPlan
 

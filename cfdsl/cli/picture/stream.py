@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cfdsl.cli.picture.canvas import CLUSTER, FAINT, GRID, INK, MUTED, STREAMS, WHITE, Canvas, text_width
 from cfdsl.cli.picture.graph import LEFT
-from cfdsl.cli.timeline import Run, runs, stream_of
+from cfdsl.cli.picture.load_stream import Run, runs, stream_of
 from cfdsl.cli.units import held, plural, trim
 from cfdsl.compiler.plan import KernelPlan
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from cfdsl.compiler.allocate import separated
 from cfdsl.compiler.check.exchange import PUSHES, exchange_bytes, exchange_records, landing_places, pushed_bytes, rendezvous
 from cfdsl.compiler.check.memory import cache_heads, fragments, shares_cover, vectors, workspaces
 from cfdsl.compiler.check.multicast import buffers_as_they_are, early_requests, whole_vectors
@@ -16,7 +17,6 @@ from cfdsl.compiler.check.products import addresses, products, streamed_types
 from cfdsl.compiler.check.shared import shared_vectors
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import KernelPlan, Step
-from cfdsl.compiler.schedule import separated
 from cfdsl.errors import CfdslError, NotResident, PlanError, SharedMemoryExceeded, raise_all
 
 MAX_TX = 2**20 - 1  # what one mbarrier phase can wait for

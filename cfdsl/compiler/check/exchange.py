@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from cfdsl.compiler.check.multicast import multicast_bytes
 from cfdsl.compiler.plan import Barrier, KernelPlan, Step
+from cfdsl.dsl.exchange import PUSH
 from cfdsl.errors import CfdslError, PlanError
 
 PUSHES = ("gather_push", "reduce_push", "scatter_push", "lse_push", "scalar_push", "multicast", "terms_push")
 VECTOR_PUSHES = ("gather_push", "reduce_push", "scatter_push", "terms_push")
-WORDS_PER_PUSH = 4
 Found = Iterator[CfdslError]
 
 
@@ -96,8 +96,8 @@ def landing_places(plan: KernelPlan) -> Found:
             named = ", ".join(fills[step.params["mbar"]])
             yield PlanError(what=f"{buffer.name} lands on {step.params['mbar']}", sum=f"whose wait names {named}", src=step.src)
         block = step.params["block"] if step.op in VECTOR_PUSHES else 0
-        if block % WORDS_PER_PUSH:
-            total = f"{block} % {WORDS_PER_PUSH} = {block % WORDS_PER_PUSH}"
+        if block % PUSH:
+            total = f"{block} % {PUSH} = {block % PUSH}"
             yield PlanError(what=f"blocks pushed to {buffer.name} are not multiples of 16 bytes", sum=total, src=step.src)
 
 

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from math import prod
 
 from cfdsl.compiler.check.memory import corners
+from cfdsl.compiler.geometry import COPY_BYTES
 from cfdsl.compiler.plan import Arg, KernelPlan, Step
 from cfdsl.dsl.graph import ITEMSIZE
 from cfdsl.errors import CfdslError, PlanError
 
-CHUNK = 16  # bytes: a bulk copy moves multiples of this, from and to multiples of it
 Found = Iterator[CfdslError]
 
 
 def multicast_bytes(step: Step) -> int:
     """Bytes that arrive at one rank through one multicast step: every rank's piece of whole chunks."""
-    return int(step.params["n"]) * int(step.params["itemsize"]) // CHUNK * CHUNK
+    return int(step.params["n"]) * int(step.params["itemsize"]) // COPY_BYTES * COPY_BYTES
 
 
 def whole_vectors(plan: KernelPlan) -> Found:
@@ -38,8 +38,8 @@ def whole_vectors(plan: KernelPlan) -> Found:
         if p["n"] != _elements(arg) or p["itemsize"] != ITEMSIZE[arg.dtype]:
             total = f"{p['n']} x {p['itemsize']} B of {_elements(arg)} x {ITEMSIZE[arg.dtype]} B"
             yield PlanError(what=f"{arg.name} is not multicast as it is", sum=total, src=step.src)
-        if nbytes % CHUNK or arg.align % CHUNK:
-            total = f"{nbytes} % {CHUNK} = {nbytes % CHUNK}, aligned to {arg.align}"
+        if nbytes % COPY_BYTES or arg.align % COPY_BYTES:
+            total = f"{nbytes} % {COPY_BYTES} = {nbytes % COPY_BYTES}, aligned to {arg.align}"
             yield PlanError(what=f"{arg.name} cannot be cut into pieces of whole chunks", sum=total, src=step.src)
 
 

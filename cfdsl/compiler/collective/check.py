@@ -147,7 +147,7 @@ class Proof:
     # ---- reading and writing -------------------------------------------------------------------------------------------------------
 
     def _owner(self, run: Run, name: str) -> tuple[int, ...]:
-        return tuple(range(self.protocol.ranks)) if self.protocol.place(name).shared else (run.rank,)
+        return tuple(range(self.protocol.ranks)) if self.protocol.place(name).offchip else (run.rank,)
 
     def _read(self, run: Run, name: str, call: int) -> None:
         for owner in self._owner(run, name):

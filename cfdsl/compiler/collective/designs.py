@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import prod
 
 from cfdsl.compiler.collective.design import VECTOR, Design, padded, stride, word_bytes
 from cfdsl.compiler.collective.protocol import (
@@ -83,14 +84,7 @@ def _sources(request: Collective) -> tuple[int, int, int]:
 
 def _results(request: Collective) -> tuple[int, int]:
     """(pieces, elements of one) of a rank's result."""
-    return (request.cluster, request.payload) if request.kind == "gather" else (1, _size(request.result_shape))
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    n = 1
-    for dim in shape:
-        n *= dim
-    return n
+    return (request.cluster, request.payload) if request.kind == "gather" else (1, prod(request.result_shape))
 
 
 def _warps(vectors: int) -> int:
@@ -283,7 +277,7 @@ def _global(request: Collective, algorithm: str) -> Design:
     )
     places = (
         Place("src", pieces * row), Place("out", padded(result_pieces * stride(result_n, width) * width)),
-        Place("rows", pieces * row, 2, shared=True),
+        Place("rows", pieces * row, 2, offchip=True),
     )  # fmt: skip
     protocol = Protocol(ranks, (), 1, places, acts)
     return _made(request, algorithm, protocol, ranks * row // VECTOR, n, request.held, pieces)

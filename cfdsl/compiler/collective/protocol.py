@@ -57,7 +57,7 @@ class Act:
 
 @dataclass(frozen=True)
 class Place:
-    """A buffer: in each rank's arena at `offset`, `sets` of `nbytes` used in turn. `shared`: in device memory, a row of each rank.
+    """A buffer: in each rank's arena at `offset`, `sets` of `nbytes` used in turn. `offchip`: in device memory, a row of each rank.
 
     `part_of` another one: it has no place of its own, and is told apart because it is used at other times.
     """
@@ -66,12 +66,12 @@ class Place:
     nbytes: int
     sets: int = 1
     offset: int = 0
-    shared: bool = False
+    offchip: bool = False
     part_of: str = ""
 
     @property
     def in_arena(self) -> bool:
-        return not (self.shared or self.part_of)
+        return not (self.offchip or self.part_of)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def protocol_text(protocol: Protocol) -> str:
     armed = ", ".join(map(str, protocol.tx)) or "0"
     lines = [f"cluster of {protocol.ranks}; {protocol.mbars} barriers in {protocol.sets} sets, armed with {armed} B"]
     for place in protocol.places:
-        where = "device memory" if place.shared else f"in {place.part_of}" if place.part_of else f"at {place.offset:6}"
+        where = "device memory" if place.offchip else f"in {place.part_of}" if place.part_of else f"at {place.offset:6}"
         lines.append(f"  {place.name:10} {where}, {place.sets} x {place.nbytes} B")
     lines += ["call i"] + [f"  {n:3} {act.text}" for n, act in enumerate(protocol.acts)]
     if protocol.ending:

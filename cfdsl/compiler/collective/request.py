@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import TypeGuard
 
 from cfdsl.compiler.config import CLUSTER_SIZES
 from cfdsl.compiler.parts import Part
-from cfdsl.errors import ArgumentError, CfdslError, ClusterSizeUnsupported, ShardDoesNotDivide
+from cfdsl.errors import ArgumentError, CfdslError, ClusterSizeUnsupported, ShardDoesNotDivide, is_whole
 
 KINDS = ("reduce", "reduce_scatter", "gather", "broadcast")
 OPERATORS = ("sum", "max", "min", "lse")
@@ -65,11 +64,6 @@ class Collective:
         return prod(self.shape)
 
     @property
-    def payload_bytes(self) -> int:
-        """Bytes that one rank brings: with LSE, (m, l) of each head too."""
-        return self.payload * self.width + (8 * self.heads if self.lse else 0)
-
-    @property
     def heads(self) -> int:
         return self.shape[0]
 
@@ -99,13 +93,13 @@ class Collective:
 def mistakes(request: Collective, part: Part) -> Iterator[CfdslError]:
     """Everything that no algorithm could do, or that nobody could mean."""
     yield from _choices(request)
-    if not _whole(request.cluster):
+    if not is_whole(request.cluster):
         yield ArgumentError(argument="cluster", expected="a number of CTAs", got=repr(request.cluster))
     elif request.cluster not in CLUSTER_SIZES or request.cluster > part.cluster_limit:
         yield ClusterSizeUnsupported(size=request.cluster, supported=[size for size in CLUSTER_SIZES if size <= part.cluster_limit])
     yield from _counts(request)
     shape: object = request.shape  # whatever a caller passed
-    if not isinstance(shape, tuple) or not shape or not all(_whole(size) and size >= 1 for size in shape):
+    if not isinstance(shape, tuple) or not shape or not all(is_whole(size, 1) for size in shape):
         yield ArgumentError(argument="shape", expected="a tuple of at least one positive integer", got=repr(request.shape))
         return
     if request.dtype in tuple(WIDTH) and request.payload * request.width < LEAST_BYTES:
@@ -122,10 +116,6 @@ def mistakes(request: Collective, part: Part) -> Iterator[CfdslError]:
         yield from _softmax(request)
 
 
-def _whole(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _choices(request: Collective) -> Iterator[CfdslError]:
     for name, value, known in (("kind", request.kind, KINDS), ("op", request.op, OPERATORS), ("dtype", request.dtype, tuple(WIDTH))):
         if value not in known:
@@ -133,16 +123,16 @@ def _choices(request: Collective) -> Iterator[CfdslError]:
 
 
 def _counts(request: Collective) -> Iterator[CfdslError]:
-    if not (_whole(request.clusters) and request.clusters >= 1):
+    if not is_whole(request.clusters, 1):
         yield ArgumentError(argument="clusters", expected="an integer of at least 1", got=repr(request.clusters))
     timed: object = request.timed  # whatever a caller passed
     if not isinstance(timed, bool):
         yield ArgumentError(argument="timed", expected="True or False", got=repr(timed))
     most, why = (MOST_TIMED, "with timed=True (cycles") if request.timed else (MOST_REPEAT, "(calls")
-    if not (_whole(request.repeat) and 1 <= request.repeat <= most):
+    if not (is_whole(request.repeat, 1) and request.repeat <= most):
         expected = f"an integer from 1 to {most} {why} are counted in 32 bits)"
         yield ArgumentError(argument="repeat", expected=expected, got=repr(request.repeat))
-    if request.warps is not None and not (_whole(request.warps) and request.warps in WARPS):
+    if request.warps is not None and not (is_whole(request.warps) and request.warps in WARPS):
         yield ArgumentError(argument="warps", expected=f"one of {', '.join(map(str, WARPS))}, or None", got=repr(request.warps))
 
 

@@ -9,22 +9,16 @@ from functools import lru_cache
 from typing import Any
 
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost.candidates import (
-    MAX_STAGES,
-    MIN_STAGES,
-    geometries,
-    override_errors,
-    refused_by_error,
-    refused_by_part,
-    refused_by_slices,
-    size_errors,
-)
+from cfdsl.compiler.cost.candidates import geometries, refused_by_error, refused_by_part
 from cfdsl.compiler.cost.estimate import Estimate, estimate
+from cfdsl.compiler.cost.moves import Traffic
+from cfdsl.compiler.cost.overrides import MAX_STAGES, MIN_STAGES, override_errors, size_errors
 from cfdsl.compiler.cost.refusals import nothing_left
+from cfdsl.compiler.cost.shared_inputs import shared_inputs
+from cfdsl.compiler.cost.slices import refused_by_slices
 from cfdsl.compiler.cost.smem import SmemOf, fit_stages, fixed_smem
-from cfdsl.compiler.cost.traffic import Traffic, streams, traffic
+from cfdsl.compiler.cost.traffic import streams, traffic
 from cfdsl.compiler.parts import Part
-from cfdsl.compiler.shared_inputs import shared_inputs
 from cfdsl.dsl.graph import GRID_COLLECTIVES, Graph
 from cfdsl.dsl.place import PlacedGraph, place
 from cfdsl.dsl.placement import Mesh

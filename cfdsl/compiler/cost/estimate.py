@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import ceil, exp
 
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost.traffic import Pause, Traffic
+from cfdsl.compiler.cost.moves import Pause, Traffic
 from cfdsl.compiler.parts import Part
 
 SHARPNESS = 6  # two limits a, b give (a^6 + b^6)^(1/6): 1 % above the larger at 3 : 2, and 12 % where they meet

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost.candidates import refused_by_slices
+from cfdsl.compiler.cost.slices import refused_by_slices
 from cfdsl.compiler.cost.smem import smem_pieces
 from cfdsl.compiler.parts import Part
 from cfdsl.dsl.graph import GRID_COLLECTIVES, Graph

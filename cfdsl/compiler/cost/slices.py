@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import ceil, prod
 
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost.traffic import leaf_of, local_elements, size_of
+from cfdsl.compiler.cost.moves import local_elements, size_of
 from cfdsl.compiler.geometry import (
     CHUNK,
     COPY_BYTES,
@@ -18,7 +18,7 @@ from cfdsl.compiler.geometry import (
     thread_registers,
 )
 from cfdsl.dsl.exchange import PUSH, WORD, in_two_rounds
-from cfdsl.dsl.graph import CLUSTER_COLLECTIVES, ITEMSIZE, Node
+from cfdsl.dsl.graph import CLUSTER_COLLECTIVES, ITEMSIZE, Node, leaf_of
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Partial, Placement, R, ReduceOp, Shard
 

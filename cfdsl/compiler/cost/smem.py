@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from cfdsl.compiler.config import Config
-from cfdsl.compiler.cost.traffic import local_elements, size_of
+from cfdsl.compiler.cost.moves import local_elements, size_of
+from cfdsl.compiler.cost.shared_inputs import shared_inputs
 from cfdsl.compiler.geometry import token_groups
 from cfdsl.compiler.parts import Part
-from cfdsl.compiler.shared_inputs import shared_inputs
 from cfdsl.dsl.exchange import in_two_rounds
 from cfdsl.dsl.graph import Node
 from cfdsl.dsl.place import PlacedGraph

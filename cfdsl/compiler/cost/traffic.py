@@ -8,15 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from math import ceil, prod
 
-from cfdsl.compiler.cost.moves import DEFAULT_SIZES, POINTWISE, Load, Pause, Traffic, local_elements, size_of, slice_read
+from cfdsl.compiler.cost.moves import Load, Pause, Traffic, local_elements, size_of, slice_read
 from cfdsl.compiler.cost.pauses import Pauses, heads_of
-from cfdsl.dsl.graph import ITEMSIZE, VIEWS, Graph, Node
+from cfdsl.dsl.graph import ITEMSIZE, VIEWS, Graph, Node, leaf_of
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Shard
-
-__all__ = [
-    "DEFAULT_SIZES", "POINTWISE", "Load", "Pause", "Traffic", "is_block", "leaf_of", "local_elements", "size_of", "streams", "traffic",
-]  # fmt: skip
 
 
 def streams(graph: Graph) -> bool:
@@ -144,13 +140,7 @@ class _Walk:
             found += self._readers(user) if user.op in VIEWS else [user]
         return found
 
+
 def is_block(event: Load | Pause, what: str) -> bool:
     """Whether an event is the pause of a sum over warps in `what`."""
     return isinstance(event, Pause) and event.kind == "block" and event.what == what
-
-
-def leaf_of(node: Node) -> Node:
-    """The input, weight or cache that a chain of views and appends starts from."""
-    while node.args and (node.op in VIEWS or node.op == "append"):
-        node = node.args[0]
-    return node

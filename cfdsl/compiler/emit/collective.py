@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import prod
 
 from cfdsl.compiler.collective.design import Design
 from cfdsl.compiler.emit.context import DTYPES
@@ -149,20 +150,13 @@ def _take(design: Design) -> list[str]:
     if design.scalar:
         return [*lines, "if cta.thread() == 0:", "    y[bid] = total"]
     result = "out" if design.offchip else "channel.result(smem, CHANNEL, Int32(REPEAT - 1))"
-    pieces, each, apart, n = design.result_pieces, design.result_piece, design.result_stride, _elements(request.result_shape)
+    pieces, each, apart, n = design.result_pieces, design.result_piece, design.result_stride, prod(request.result_shape)
     if design.algorithm in ("scatter_gather", "multicast"):
         pieces, each, apart = 1, n, design.run_stride(n)
     lines.append(f"staging.store(y, bid * {n}, {result}, {pieces}, {each}, {apart}, THREADS)")
     if design.protocol.closes:
         lines += ["cute.arch.cluster_arrive_relaxed()", "cute.arch.cluster_wait()"]
     return lines
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    n = 1
-    for dim in shape:
-        n *= dim
-    return n
 
 
 def _launch(design: Design) -> str:

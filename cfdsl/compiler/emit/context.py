@@ -10,9 +10,10 @@ from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
 from cfdsl.compiler.names import identifier as name
 from cfdsl.compiler.plan import TRACE_ARG, KernelPlan
-from cfdsl.dsl.graph import Src
+from cfdsl.dsl.graph import TOKENS_DIM, Src
 
 Lines = list[str]
+WIDTH = 140  # of a line of generated code
 DTYPES = {"f32": "Float32", "bf16": "BFloat16", "f16": "Float16", "i32": "Int32"}
 FIXED = ("ATTRS", "CTAS", "MARKS", "RANKS", "RING", "THREADS", "WARPS")  # constants that every module has
 
@@ -21,6 +22,7 @@ FIXED = ("ATTRS", "CTAS", "MARKS", "RANKS", "RING", "THREADS", "WARPS")  # const
 class Context:
     plan: KernelPlan
     constants: dict[str, str] = field(default_factory=dict)  # name -> text, in order
+    shapes: dict[str, RowTiles] = field(default_factory=dict)  # those of them that are geometries of rows
     marks: list[Mark] = field(default_factory=list)  # of a traced kernel, in the order of their numbers
 
     @property
@@ -57,17 +59,15 @@ class Context:
             text += f", block_rows={tiles.block_rows}, block_stride={tiles.block_stride}"
         if tiles.pieces > 1:
             text += f", pieces={tiles.pieces}"
-        return self.constant(base.upper(), text + f", warps={self.warps})")
+        constant = self.constant(base.upper(), text + f", warps={self.warps})")
+        self.shapes.setdefault(constant, tiles)
+        return constant
 
     def fragment(self, tiles: RowTiles) -> str:
         """A constant whose fragments are those of `tiles`: any stream with the same columns, pieces and warps per row will do."""
-        want = (f"stream.Rows(cols={tiles.cols}, ", f"warps_per_row={tiles.warps_per_row},")
-        pieces = f"pieces={tiles.pieces}," if tiles.pieces > 1 else ""
-        for constant, text in self.constants.items():
-            if text.startswith(want[0]) and want[1] in text and (pieces in text if pieces else "pieces=" not in text):
-                return constant
-        return self.rows("ROW", tiles)
-
+        spread = (tiles.cols, tiles.pieces, tiles.warps_per_row)
+        alike = (constant for constant, shape in self.shapes.items() if (shape.cols, shape.pieces, shape.warps_per_row) == spread)
+        return next(alike, None) or self.rows("ROW", tiles)
 
 
 def element(expr: Expr, i: str = "i") -> str:
@@ -135,7 +135,7 @@ def size(c: Context, arg: str, dim: int) -> str:
 
 def capacity(c: Context, cache: str, layout: str) -> str:
     """How many tokens a cache has room for."""
-    return size(c, f"{cache}_k", 2 if layout == "bhtd" else 1)
+    return size(c, f"{cache}_k", TOKENS_DIM[layout])
 
 
 def fold(line: str, width: int) -> Lines:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import textwrap
 from dataclasses import replace
 
-from cfdsl.compiler.emit.attention import head_base, holder
-from cfdsl.compiler.emit.context import DTYPES, Context, capacity, fold
-from cfdsl.compiler.emit.marks import CONSUMER, END, PRODUCER, START, TRACE_WORDS, Mark
-from cfdsl.compiler.emit.steps import emit_step, tiles_of
-from cfdsl.compiler.geometry import MOST_REGISTERS, RowTiles, thread_registers
+from cfdsl.compiler.emit.context import WIDTH, Context, fold
+from cfdsl.compiler.emit.lanes import consumers, has_step, producer
+from cfdsl.compiler.emit.marks import CONSUMER, PRODUCER, START, TRACE_WORDS, Mark
+from cfdsl.compiler.geometry import MOST_REGISTERS, thread_registers
 from cfdsl.compiler.names import MODULES
 from cfdsl.compiler.names import identifier as name
-from cfdsl.compiler.plan import TRACE_ARG, Arg, Buffer, KernelPlan, Ring, Step
-from cfdsl.dsl.graph import Src
-
-WIDTH = 140
-PREDECESSOR = ("griddepcontrol_wait", "the kernel before has finished")
+from cfdsl.compiler.plan import TRACE_ARG, Arg, KernelPlan, Ring
 
 
 def emit(plan: KernelPlan) -> str:
@@ -48,8 +42,8 @@ def with_marks(plan: KernelPlan) -> KernelPlan:
 def _kernel(c: Context) -> list[str]:
     """The lines of the kernel."""
     started = [line for lane in (CONSUMER, PRODUCER)[: 2 if c.plan.ring else 1] for line in c.mark(lane, START)]
-    producer = _producer(c) if c.plan.ring else []
-    branches = _branches(c.plan, producer, _consumers(c))
+    loads = producer(c) if c.plan.ring else []
+    branches = _branches(c.plan, loads, consumers(c))
     return [*_prologue(c, "\n".join(branches), started), *branches]
 
 
@@ -136,7 +130,7 @@ def _prologue(c: Context, body: str, started: list[str]) -> list[str]:
         init.append("cute.arch.mbarrier_init_fence()")
         init += [f"exchange.arm({mbar}, {nbytes})" for mbar, _, nbytes in _exchange_barriers(plan)]
         lines += ["if tidx == 0:", *(f"    {line}" for line in init), "cute.arch.sync_threads()"]
-    if _has(plan, "rendezvous"):
+    if has_step(plan, "rendezvous"):
         lines.append("cute.arch.cluster_arrive_relaxed()")
     if plan.config.pdl:
         lines.append("cute.arch.griddepcontrol_launch_dependents()")
@@ -161,113 +155,13 @@ def _coordinates(plan: KernelPlan) -> list[tuple[str, str]]:
     return coordinates
 
 
-def _branches(plan: KernelPlan, producer: list[str], consumers: list[str]) -> list[str]:
+def _branches(plan: KernelPlan, loads: list[str], steps: list[str]) -> list[str]:
     if not plan.ring:
-        return consumers
-    indent = [f"    {line}" if line else "" for line in producer]
+        return steps
+    indent = [f"    {line}" if line else "" for line in loads]
     return ["if cta.warp() == WARPS:  # the producer warp: the load stream", *indent, "else:"] + [
-        f"    {line}" if line else "" for line in consumers
+        f"    {line}" if line else "" for line in steps
     ]
-
-
-def _producer(c: Context) -> list[str]:
-    """The whole load stream, in the order of the consumers' steps; waits for the predecessor only before it reads the cache."""
-    plan = c.plan
-    lines, waited = ["at = Int32(0)", *c.mark(PRODUCER, "set up", "barriers")], not plan.config.pdl
-    policy = "" if plan.config.evict_first else ", None"
-    behind = 0  # grid barriers before the step
-    for step in plan.steps:
-        p = step.params
-        behind += step.op == "grid_barrier"
-        ring = f"RING.behind({behind})" if behind and plan.ring and plan.ring.early else "RING"
-        if step.op == "gemv":
-            weight = plan.streams[p["stream"]].name
-            tiles: RowTiles = p["tiles"]
-            call = f"{c.rows(weight, tiles)}, {tiles.row0}, {tiles.col0}, {tiles_of(c, tiles)}"
-            lines.append(f"at = stream.rows(smem, {ring}, at, {name(weight)}, {call}{policy})")
-            lines += _streamed(c, weight, p["stream"], step)
-        if step.op == "decode":
-            cache, length = p["cache"], _length_name(plan, p["tokens"])
-            if not waited:
-                lines.append("cute.arch.griddepcontrol_wait()  # the cache may be the predecessor's work")
-                lines += c.mark(PRODUCER, *PREDECESSOR)
-                waited = True
-            shape = c.constant("TOKENS", f"stream.Tokens(tokens={p['tokens_per_tile']}, dim={p['dim']}, stride={p['stride']})")
-            room = capacity(c, cache.name, cache.layout)
-            clamped = f"{p['tokens']} = cutlass.max(cutlass.min({name(length)}[0], {room}), Int32(0))"
-            if clamped not in lines:
-                lines.append(clamped)
-            split = ", ".join(holder(p))
-            base = head_base(c, cache, p["head"])
-            pair = f"{name(cache.name + '_k')}, {name(cache.name + '_v')}"
-            lines.append(f"at = stream.tokens(smem, {ring}, at, {pair}, {shape}, {base}, {p['tokens']}, {split})")
-            lines += _streamed(c, cache.name, p["stream"], step)
-    if _has(plan, "rendezvous"):
-        lines += ["cute.arch.cluster_wait()", *c.mark(PRODUCER, "rendezvous", "every rank of the cluster has initialised its barriers")]
-    return lines + c.mark(PRODUCER, END)
-
-
-def _streamed(c: Context, what: str, index: int, step: Step) -> list[str]:
-    """The mark behind one run of the load stream: its last copy is issued."""
-    stream = c.plan.streams[index]
-    count = "tiles by KV length, each" if stream.tiles is None else f"{stream.tiles} tiles"
-    sources = (step.src,) if step.src is not None else ()
-    return c.mark(PRODUCER, f"stream {what}", f"{count} of {stream.tile_bytes} B issued", sources)
-
-
-def _length_name(plan: KernelPlan, variable: str) -> str:
-    return next(s.params["length"] for s in plan.steps if s.op == "length" and s.params["out"] == variable)
-
-
-def _consumers(c: Context) -> list[str]:
-    plan = c.plan
-    lines = ["at = Int32(0)"] if plan.ring else []
-    lines += [_view(buffer) for buffer in plan.buffers]
-    lines += c.mark(CONSUMER, "set up", "barriers")
-    last: Src | None = None
-    done: list[Step] = []  # since the last mark
-    for i, step in enumerate(plan.steps):
-        if plan.config.pdl and i == plan.early_steps:
-            lines += [*_stepped(c, done), "cute.arch.griddepcontrol_wait()", *c.mark(CONSUMER, *PREDECESSOR)]
-            done = []
-        if i == plan.early_steps and _has(plan, "grid_barrier"):
-            lines.append("phase = grid.phase(ws_sync)")
-        made = emit_step(c, step)
-        if made and done and not _together(done[-1], step):
-            lines += _stepped(c, done)
-            done = []
-        if step.src is not None and step.src != last:
-            lines.insert(len(lines) if made else -1, _comment(step))  # no code of its own: the call before does this line's work too
-            last = step.src
-        lines += made
-        done.append(step)
-    return [*lines, *_stepped(c, done), *c.mark(CONSUMER, END)]
-
-
-def _together(before: Step, step: Step) -> bool:
-    """Whether one mark stands behind both steps: short ones of a kind (a mark between fetches would only be in their way)."""
-    return before.op == step.op and "stream" not in step.params
-
-
-def _stepped(c: Context, done: list[Step]) -> list[str]:
-    """The mark behind the steps that were done since the last one."""
-    sources = tuple(dict.fromkeys(step.src for step in done if step.src is not None))
-    return c.mark(CONSUMER, done[0].op, "; ".join(step.text for step in done), sources) if done else []
-
-
-def _view(buffer: Buffer) -> str:
-    shape = str(buffer.shape[0]) if len(buffer.shape) == 1 else str(buffer.shape)
-    return f"{buffer.name} = cta.view(smem, {buffer.offset}, {DTYPES[buffer.dtype]}, {shape})"
-
-
-def _comment(step: Step) -> str:
-    """The user's line, which error messages translate back to."""
-    assert step.src is not None
-    return f"# src[{os.path.basename(step.src.file)}:{step.src.line}]: {step.src.code}"[: WIDTH - 8]
-
-
-def _has(plan: KernelPlan, op: str) -> bool:
-    return any(step.op == op for step in plan.steps)
 
 
 def _launch(c: Context) -> str:

@@ -9,6 +9,7 @@ from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.emit.attention import ATTENTION
 from cfdsl.compiler.emit.context import Context, Lines, bare, element, fragment, loop
 from cfdsl.compiler.emit.exchanges import EXCHANGES
+from cfdsl.compiler.geometry import RowTiles
 from cfdsl.compiler.names import identifier as name
 from cfdsl.compiler.plan import Step
 from cfdsl.errors import PlanError
@@ -134,13 +135,13 @@ def rows_of(c: Context, share: str) -> int | str:
     return found.most if found.even else share
 
 
-def tiles_of(c: Context, tiles: Any) -> int | str:
+def tiles_of(c: Context, tiles: RowTiles) -> int | str:
     """How many tiles this CTA streams of a weight."""
     if tiles.share is None:
         return tiles.tiles
     rows = rows_of(c, tiles.share)
     if isinstance(rows, int):
-        return int(tiles.tiles)
+        return tiles.tiles
     nth = rows if tiles.rows == 1 else f"{rows} // {tiles.rows}"
     return nth if tiles.pieces == 1 else f"{nth} * {tiles.pieces}"
 

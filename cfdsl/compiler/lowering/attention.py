@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
@@ -10,7 +11,7 @@ from cfdsl.compiler.geometry import head_groups, least_kv_stage, tile_tokens, to
 from cfdsl.compiler.lowering.values import Cache, Softmax, Vector
 from cfdsl.compiler.lowering.vectors import materialise
 from cfdsl.compiler.plan import Stream
-from cfdsl.dsl.graph import ITEMSIZE, Node
+from cfdsl.dsl.graph import ITEMSIZE, Node, leaf_of
 from cfdsl.dsl.placement import Partial
 from cfdsl.errors import ConfigError, NotLowered
 
@@ -26,8 +27,7 @@ def early_scalars(b: Builder) -> None:
 
 def clamped(b: Builder, length: Node, base: str, cache: Node) -> str:
     """The variable with a length argument, brought into 0 to the capacity of `cache`."""
-    while cache.op != "kv_cache":
-        cache = cache.args[0]
+    cache = leaf_of(cache)
     key = (length, cache, "clamped")  # of two caches with one length, each has its own capacity
     if key not in b.values:
         name = b.variable(base)
@@ -108,49 +108,58 @@ def lower_attend(b: Builder, node: Node) -> None:
     q, cache = materialise(b, node.args[0]), cache_value(b, node.args[1])
     if cache.appended is None:
         raise NotLowered(op="attend", why="its cache has no token appended", src=node.src)
-    shape = b.local(node)
-    heads, dim = shape[1], shape[2]
-    group = heads // cache.heads
-    if not (groups := token_groups(group, b.config.warps)):
-        need = head_groups(group)
-        raise ConfigError(name="warps", value=b.config.warps, expected=f"at least {need}: {group} query heads of a KV head", src=node.src)
-    itemsize = ITEMSIZE[node.args[1].types[0].dtype]
-    tokens = tile_tokens(group, dim, itemsize, b.config.stage_bytes, b.config.warps)
-    if not tokens:
-        need = least_kv_stage(group, dim, itemsize, b.config.warps)
-        raise ConfigError(name="stage_bytes", value=b.config.stage_bytes, expected=f"at least {need}, one step of tokens", src=node.src)
-    sharded = isinstance(b.placed.of(node).cluster, Partial)
-    per_warp = -(-group // head_groups(group))
-    batches, ahead = _batches(per_warp, dim, b.config.ctas_per_sm)
-    out = b.buffer("o", (heads * dim,))
-    stats = b.buffer("stats", (heads, 2))
-    scale = 1 / math.sqrt(dim) if node.attr("scale") is None else node.attr("scale")
-    stride = dim if cache.layout == "bhtd" else cache.all_heads * dim
-    for j in range(cache.heads):
-        b.streams.append(
-            Stream(cache.name, (f"{cache.name}_k", f"{cache.name}_v"), itemsize, tokens, dim, None, contiguous=stride == dim, ld=stride,
-                   src=node.src)
-        )  # fmt: skip
-        part_o, part_ml = b.buffer("part_o", (groups, group, dim)), b.buffer("part_ml", (groups, group, 2))
-        b.step(
-            "decode", f"{part_o}, {part_ml} = softmax terms of head {j}, per warp", reads=(q.buffer, *cache.appended),
-            writes=(part_o, part_ml), src=node.src, stream=len(b.streams) - 1, q=q.buffer, k=cache.appended[0], v=cache.appended[1],
-            cache=cache, head=j, group=group, dim=dim, tokens_per_tile=tokens, ahead=ahead, batches=batches, stride=stride,
-            scale=math.log2(math.e) * scale, tokens=clamped(b, _append_of(node).args[3], "tokens", node.args[1]), sharded=sharded,
-            splits=b.splits if node.attr("across") == "all" else 1, part_o=part_o, part_ml=part_ml,
-        )  # fmt: skip
+    heads, dim = b.local(node)[1:]
+    groups, tile = _kv_tile(b, node, heads // cache.heads, dim)
+    out, stats = b.buffer("o", (heads * dim,)), b.buffer("stats", (heads, 2))
+    for head in range(cache.heads):
+        part_o, part_ml = b.buffer("part_o", (groups, tile["group"], dim)), b.buffer("part_ml", (groups, tile["group"], 2))
+        _decode(b, node, q, cache, head, tile, part_o, part_ml)
         b.step(
             "combine_warps", f"{out}, {stats} = terms of the warps combined", reads=(part_o, part_ml), writes=(out, stats), src=node.src,
-            part_o=part_o, part_ml=part_ml, out=out, stats=stats, head=j, group=group, dim=dim, tokens_per_tile=tokens,
-            ahead=ahead, batches=batches,
+            part_o=part_o, part_ml=part_ml, out=out, stats=stats, head=head, **tile,
         )  # fmt: skip
-    if sharded:
+    if isinstance(b.placed.of(node).cluster, Partial):
         b.values[node] = Softmax(out, stats, heads, dim)
         return
     whole = b.buffer("attended", (heads * dim,))
     b.step("lse_combine", f"{whole} = {out} normalised", reads=(out, stats), writes=(whole,), src=node.src, box=out, stats=stats,
            out=whole, heads=heads, block=dim, ranks=1, own=True)  # fmt: skip
     b.values[node] = Vector(whole, heads * dim)
+
+
+def _kv_tile(b: Builder, node: Node, group: int, dim: int) -> tuple[int, dict[str, Any]]:
+    """Groups of warps that take different tokens, and the geometry of a tile that the steps of one KV head share (its `group` query
+    heads). ConfigError where there are too few warps, or a stage is too small for one step of tokens."""
+    warps, stage_bytes, itemsize = b.config.warps, b.config.stage_bytes, ITEMSIZE[node.args[1].types[0].dtype]
+    if not (groups := token_groups(group, warps)):
+        need = head_groups(group)
+        raise ConfigError(name="warps", value=warps, expected=f"at least {need}: {group} query heads of a KV head", src=node.src)
+    tokens = tile_tokens(group, dim, itemsize, stage_bytes, warps)
+    if not tokens:
+        need = least_kv_stage(group, dim, itemsize, warps)
+        raise ConfigError(name="stage_bytes", value=stage_bytes, expected=f"at least {need}, one step of tokens", src=node.src)
+    batches, ahead = _batches(-(-group // head_groups(group)), dim, b.config.ctas_per_sm)
+    return groups, {"group": group, "dim": dim, "tokens_per_tile": tokens, "ahead": ahead, "batches": batches}
+
+
+def _decode(b: Builder, node: Node, q: Vector, cache: Cache, head: int, tile: dict[str, Any], part_o: str, part_ml: str) -> None:
+    """The load stream of one KV head's tokens, and the step that folds them into each warp's softmax terms."""
+    assert cache.appended is not None
+    k, v = cache.appended
+    dim, itemsize = tile["dim"], ITEMSIZE[node.args[1].types[0].dtype]
+    scale = 1 / math.sqrt(dim) if node.attr("scale") is None else node.attr("scale")
+    stride = dim if cache.layout == "bhtd" else cache.all_heads * dim
+    pair = (f"{cache.name}_k", f"{cache.name}_v")
+    b.streams.append(
+        Stream(cache.name, pair, itemsize, tile["tokens_per_tile"], dim, None, contiguous=stride == dim, ld=stride, src=node.src)
+    )
+    b.step(
+        "decode", f"{part_o}, {part_ml} = softmax terms of head {head}, per warp", reads=(q.buffer, k, v), writes=(part_o, part_ml),
+        src=node.src, stream=len(b.streams) - 1, q=q.buffer, k=k, v=v, cache=cache, head=head, stride=stride,
+        scale=math.log2(math.e) * scale, tokens=clamped(b, _append_of(node).args[3], "tokens", node.args[1]),
+        sharded=isinstance(b.placed.of(node).cluster, Partial), splits=b.splits if node.attr("across") == "all" else 1,
+        part_o=part_o, part_ml=part_ml, **tile,
+    )  # fmt: skip
 
 
 def _batches(heads: int, dim: int, ctas_per_sm: int) -> tuple[int, bool]:

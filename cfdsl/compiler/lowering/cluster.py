@@ -10,7 +10,7 @@ from cfdsl.compiler.lowering.vectors import materialise
 from cfdsl.compiler.plan import Exchange
 from cfdsl.dsl.exchange import PUSH, in_two_rounds
 from cfdsl.dsl.graph import Node
-from cfdsl.dsl.placement import Partial
+from cfdsl.dsl.placement import Partial, Shard
 from cfdsl.errors import NotLowered
 
 
@@ -27,16 +27,17 @@ class Slices:
 
 
 def slices(b: Builder, node: Node, index: int = 0) -> Slices:
-    """How the result `index` of `node`, placed R on the cluster, is cut along its last dimension over the ranks."""
+    """The slice that a rank has of the result `index` of `node`, along its last dimension; of one that is placed R, its share of that."""
     shape = b.local(node, index)
-    return Slices(shape[1] if len(shape) == 3 else 1, shape[-1] // b.ranks)
+    cut = isinstance(b.placed.placements[node][index].cluster, Shard)
+    return Slices(shape[1] if len(shape) == 3 else 1, shape[-1] if cut else shape[-1] // b.ranks)
 
 
 def lower_cluster_gather(b: Builder, node: Node) -> None:
     """One round: each rank pushes its slices to all ranks; one barrier counts the bytes of all values."""
     moved = []
     for i, arg in enumerate(node.args):
-        cut = Slices(*_gather_cut(b, arg))
+        cut = slices(b, arg)
         moved.append((materialise(b, arg), cut, b.buffer(_name(arg), (cut.size * b.ranks,), peer_written=True), i))
     nbytes = sum(b.ranks * cut.size * 4 for _, cut, _, _ in moved)
     mbar = b.barrier("gather", nbytes)
@@ -44,14 +45,9 @@ def lower_cluster_gather(b: Builder, node: Node) -> None:
     for source, cut, dst, _ in moved:
         _push(b, "gather_push", node, source.buffer, dst, mbar, n=cut.size, block=cut.block)
     payload = sum(cut.size * 4 for _, cut, _, _ in moved)
-    wait_for(b, node, mbar, "gather", None, "push", tuple(dst for _, _, dst, _ in moved), payload, payload * (b.ranks - 1), nbytes)
+    wait_for(b, node, mbar, "gather", None, tuple(dst for _, _, dst, _ in moved), payload, payload * (b.ranks - 1), nbytes)
     for _, cut, dst, i in moved:
         b.values[(node, i)] = Vector(dst, cut.size * b.ranks)
-
-
-def _gather_cut(b: Builder, arg: Node) -> tuple[int, int]:
-    shape = b.local(arg)
-    return (shape[1] if len(shape) == 3 else 1), shape[-1]
 
 
 def lower_cluster_reduce(b: Builder, node: Node) -> None:
@@ -79,7 +75,7 @@ def _reduce_scalar(b: Builder, node: Node, value: Scalar) -> Scalar:
     b.rendezvous()
     b.step("scalar_push", f"{value.variable} -> {box}[rank] on every rank", touches=(box,), src=node.src,
            value=value.variable, box=box, mbar=mbar)  # fmt: skip
-    wait_for(b, node, mbar, "reduce", "sum", "push", (box,), 4, 4 * (b.ranks - 1), 4 * b.ranks)
+    wait_for(b, node, mbar, "reduce", "sum", (box,), 4, 4 * (b.ranks - 1), 4 * b.ranks)
     out = b.variable("total")
     b.step("scalar_sum", f"{out} = sum of {box}, in rank order", reads=(box,), src=node.src, out=out, box=box)
     return Scalar(out)
@@ -100,7 +96,7 @@ def _reduce_vectors(b: Builder, node: Node) -> None:
     b.rendezvous()
     for term, box in zip(terms, boxes, strict=True):
         _push(b, "reduce_push", node, term.buffer, box, mbar, n=term.size, block=term.size)
-    wait_for(b, node, mbar, "reduce", "sum", "push", tuple(boxes), total * 4, total * 4 * (b.ranks - 1), b.ranks * total * 4)
+    wait_for(b, node, mbar, "reduce", "sum", tuple(boxes), total * 4, total * 4 * (b.ranks - 1), b.ranks * total * 4)
     for i, (arg, term, box) in enumerate(zip(node.args, terms, boxes, strict=True)):
         b.values[(node, i)] = _sum(b, node, box, b.buffer(_name(arg), (term.size,)), term.size)
 
@@ -111,8 +107,7 @@ def lower_cluster_reduce_scatter(b: Builder, node: Node) -> None:
         dim = node.attr("dim")
         if dim != len(arg.types[0].shape) - 1:
             raise NotLowered(op="cluster_reduce_scatter", why=f"dimension {dim} is not the last one", src=node.src)
-        shape = b.local(node, i)
-        cut = Slices(shape[1] if len(shape) == 3 else 1, shape[-1])
+        cut = slices(b, node, i)
         if _monoid(b, arg) == "lse":
             b.values[(node, i)] = _scatter_lse(b, node, arg, cut)
         else:
@@ -128,7 +123,7 @@ def _scatter_sums(b: Builder, node: Node, terms: list[Vector], cuts: list[Slices
     for term, cut, box in zip(terms, cuts, boxes, strict=True):
         _push(b, "scatter_push", node, term.buffer, box, mbar, n=cut.size, block=cut.block)
     payload = sum(term.size for term in terms) * 4
-    wait_for(b, node, mbar, "reduce_scatter", "sum", "push", tuple(boxes), payload, size * 4 * (b.ranks - 1), b.ranks * size * 4)
+    wait_for(b, node, mbar, "reduce_scatter", "sum", tuple(boxes), payload, size * 4 * (b.ranks - 1), b.ranks * size * 4)
     return [_sum(b, node, box, b.buffer("slice_sum", (cut.size,)), cut.size) for cut, box in zip(cuts, boxes, strict=True)]
 
 
@@ -153,7 +148,7 @@ def _scatter_lse(b: Builder, node: Node, arg: Node, cut: Slices) -> Vector | Sof
     )  # fmt: skip
     payload = value.heads * (value.dim + 2) * 4
     sent = (b.ranks - 1) * (cut.size * 4 + value.heads * 8)
-    wait_for(b, node, mbar, "reduce_scatter", "lse", "push", (box, box_ml), payload, sent, nbytes)
+    wait_for(b, node, mbar, "reduce_scatter", "lse", (box, box_ml), payload, sent, nbytes)
     out = b.buffer("attended", (cut.size,))
     if b.splits > 1 and isinstance(b.placed.placements[node][0].split, Partial):
         stats = b.buffer("attended_ml", (value.heads, 2))
@@ -176,7 +171,7 @@ def _gather_again(b: Builder, node: Node, mine: list[Vector], cuts: list[Slices]
     mbar = b.barrier("gather", b.ranks * size * 4)
     for source, cut, dst in zip(mine, cuts, whole, strict=True):
         _push(b, "gather_push", node, source.buffer, dst, mbar, n=cut.size, block=cut.block)
-    wait_for(b, node, mbar, "gather", None, "push", tuple(whole), size * 4, size * 4 * (b.ranks - 1), b.ranks * size * 4)
+    wait_for(b, node, mbar, "gather", None, tuple(whole), size * 4, size * 4 * (b.ranks - 1), b.ranks * size * 4)
     return [Vector(dst, cut.size * b.ranks) for cut, dst in zip(cuts, whole, strict=True)]
 
 
@@ -191,13 +186,12 @@ def _push(b: Builder, op: str, node: Node, source: str, dst: str, mbar: str, *, 
 
 
 def wait_for(
-    b: Builder, node: Node, mbar: str, op: str, monoid: str | None, algorithm: str, buffers: tuple[str, ...], payload: int, sent: int,
-    received: int,
-) -> None:  # fmt: skip
-    """Wait for all bytes of an exchange, and record it: `payload` bytes a rank has, `sent` to others, `received` on its barrier."""
+    b: Builder, node: Node, mbar: str, op: str, monoid: str | None, buffers: tuple[str, ...], payload: int, sent: int, received: int
+) -> None:
+    """Wait for all bytes of an exchange by pushes, and record it: `payload` of a rank, `sent` to others, `received` on its barrier."""
     step = b.step("wait", f"{received} bytes have landed: {', '.join(buffers)}", touches=buffers, src=node.src, mbar=mbar, fills=buffers)
     name = f"{node.op}:{','.join(buffers)}"
-    b.exchanges.append(Exchange(name, "cluster", op, monoid, algorithm, buffers, payload, sent, received, mbar, step, node.src))
+    b.exchanges.append(Exchange(name, "cluster", op, monoid, "push", buffers, payload, sent, received, mbar, step, node.src))
 
 
 def _monoid(b: Builder, arg: Node) -> str:

@@ -8,7 +8,7 @@ from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.lowering.cluster import wait_for
 from cfdsl.compiler.lowering.stores import share_of, store
-from cfdsl.compiler.lowering.values import Best, Product, Shared, SharedBest, SharedTerms, Softmax, Vector
+from cfdsl.compiler.lowering.values import Best, GlobalBest, GlobalTerms, GlobalVector, Product, Softmax, Vector
 from cfdsl.compiler.plan import Exchange
 from cfdsl.dsl.exchange import in_parts
 from cfdsl.dsl.graph import Node
@@ -23,7 +23,7 @@ def lower_grid_gather(b: Builder, node: Node) -> None:
         size = prod(int(dim) for dim in arg.type.shape)
         workspace = b.workspace("ws_gather", (size,), "f32")
         store(b, arg, workspace)
-        b.values[(node, i)] = Shared(workspace, size)
+        b.values[(node, i)] = GlobalVector(workspace, size)
         moved.append(workspace)
     _barrier_exchange(b, node, "gather", None, "grid_barrier", moved)
 
@@ -51,7 +51,7 @@ def lower_grid_reduce(b: Builder, node: Node) -> None:
             outs=outs, stats=stats, source=value.out, source_stats=value.stats, heads=value.heads, block=value.dim, dim=dim,
             all_heads=heads, head0=head0,
         )  # fmt: skip
-        b.values[(node, i)] = SharedTerms(outs, stats, b.splits, heads, dim)
+        b.values[(node, i)] = GlobalTerms(outs, stats, b.splits, heads, dim)
         moved += [outs, stats]
     _barrier_exchange(b, node, "reduce", "lse", "grid_barrier", moved)
     for i in range(len(node.args)):
@@ -60,7 +60,7 @@ def lower_grid_reduce(b: Builder, node: Node) -> None:
             b.values[(node, i)] = _push_terms(b, node, terms)
 
 
-def _push_terms(b: Builder, node: Node, terms: SharedTerms) -> Vector:
+def _push_terms(b: Builder, node: Node, terms: GlobalTerms) -> Vector:
     size = terms.heads * terms.dim
     mine = size // b.ranks
     dst = b.buffer("attended", (size,), peer_written=True)
@@ -71,7 +71,7 @@ def _push_terms(b: Builder, node: Node, terms: SharedTerms) -> Vector:
         src=node.src, outs=terms.outs, stats=terms.stats, splits=terms.splits, heads=terms.heads, dim=terms.dim, dst=dst, mbar=mbar,
         n=mine, block=mine,
     )  # fmt: skip
-    wait_for(b, node, mbar, "gather", None, "push", (dst,), mine * 4, mine * 4 * (b.ranks - 1), size * 4)
+    wait_for(b, node, mbar, "gather", None, (dst,), mine * 4, mine * 4 * (b.ranks - 1), size * 4)
     return Vector(dst, size)
 
 
@@ -81,7 +81,7 @@ def _reduce_pairs(b: Builder, node: Node) -> None:
         pair: Best = b.values[arg]
         workspace = b.workspace("ws_best", (2 * b.placed.mesh.ctas,), "i32")
         b.step("publish", f"{workspace}[CTA] = {pair.key}, {pair.index}", src=node.src, workspace=workspace, key=pair.key, index=pair.index)
-        b.values[(node, i)] = SharedBest(workspace)
+        b.values[(node, i)] = GlobalBest(workspace)
         moved.append(workspace)
     _barrier_exchange(b, node, "reduce", "argmax", "grid_barrier", moved)
 
@@ -100,7 +100,7 @@ def lower_grid_reduce_scatter(b: Builder, node: Node) -> None:
             workspace=workspace, rows=value.rows, offset=value.tiles.row0, alone=isinstance(cluster, Replicate),
         )  # fmt: skip
         share = share_of(b, size)
-        b.values[(node, i)] = Shared(workspace, size, share)
+        b.values[(node, i)] = GlobalVector(workspace, size, share)
         b.clears.append((workspace, share))
         moved.append(workspace)
     _barrier_exchange(b, node, "reduce_scatter", "sum", "atomic", moved)

@@ -14,10 +14,10 @@ from math import prod
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
+from cfdsl.compiler.geometry import COPY_BYTES
 from cfdsl.compiler.plan import Exchange, Step
 from cfdsl.dsl.graph import ITEMSIZE, Node
 
-CHUNK = 16  # bytes: bulk copies move multiples of it
 FRAGMENTS = ("fragment", "store_fragment")
 READERS = (*FRAGMENTS, "slice")  # what reads the landed vector; later steps would keep its shared memory from others
 
@@ -41,9 +41,9 @@ class Landing:
 
 
 def pieces(nbytes: int, ranks: int) -> tuple[int, ...]:
-    """Bytes that each rank asks for: whole chunks, as `primitives.multicast.gather` deals them."""
-    chunks = nbytes // CHUNK
-    return tuple((chunks * (rank + 1) // ranks - chunks * rank // ranks) * CHUNK for rank in range(ranks))
+    """Bytes that each rank asks for: multiples of COPY_BYTES, as `primitives.multicast.gather` deals them."""
+    chunks = nbytes // COPY_BYTES
+    return tuple((chunks * (rank + 1) // ranks - chunks * rank // ranks) * COPY_BYTES for rank in range(ranks))
 
 
 def gather_shared(b: Builder) -> None:
@@ -84,7 +84,7 @@ def read_whole(b: Builder) -> Iterator[tuple[Node, int]]:
     for node in b.placed.graph.nodes:
         if node.op == "input" or (node.op == "weight" and len(node.type.shape) == 1):
             size = prod(dim if isinstance(dim, int) else 0 for dim in node.type.shape)
-            if (node.attr("name"), size) in whole and size * ITEMSIZE[node.type.dtype] % CHUNK == 0:
+            if (node.attr("name"), size) in whole and size * ITEMSIZE[node.type.dtype] % COPY_BYTES == 0:
                 yield node, size
 
 

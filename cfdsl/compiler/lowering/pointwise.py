@@ -9,9 +9,9 @@ from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import CHUNK, RowTiles
+from cfdsl.compiler.lowering.embedding import looked_up
 from cfdsl.compiler.lowering.products import flush
-from cfdsl.compiler.lowering.select import looked_up
-from cfdsl.compiler.lowering.values import Product, Scalar, Shared, SharedTerms, Vector
+from cfdsl.compiler.lowering.values import GlobalTerms, GlobalVector, Product, Scalar, Vector
 from cfdsl.dsl.graph import VIEWS, Node
 from cfdsl.dsl.placement import Placement, Shard
 from cfdsl.errors import NotLowered
@@ -37,25 +37,10 @@ def expression(b: Builder, node: Node, where: Where, tiles: RowTiles | None = No
     if where.block and (tiles or isinstance(value, (Product, Vector)) or node.op == "rms_norm"):
         raise NotLowered(op=node.op, why="it is needed in blocks of elements, and only launch arguments can be read so", src=node.src)
     if isinstance(value, Product) and (tiles or where != Where()):
-        flush(b, node)
-        value = b.values[node]
-    if isinstance(value, Product):
-        return value.expr
-    if isinstance(value, Vector):
-        return Expr("smem", value.buffer, where.at)
-    if isinstance(value, Scalar):
-        return Expr("var", value.variable)
-    if isinstance(value, SharedTerms):
-        if tiles is None or where != Where():
-            why = "softmax terms of several clusters are only combined where a product reads all of them"
-            raise NotLowered(op=node.op, why=why, src=node.src)
-        terms = (value.splits, value.heads, value.dim)
-        return Expr("terms", value.outs, args=(Expr("var", value.stats),), terms=terms)
-    if isinstance(value, Shared):
-        at = where.at
-        if value.share:
-            at = at + Affine.of(**{b.shares[value.share].symbol: b.shares[value.share].granule})
-        return Expr("leaf", value.workspace, at, block=where.block, stride=where.stride)
+        value = flush(b, node)
+    known = _known(b, node, value, where, tiles)
+    if known is not None:
+        return known
     if node.op in ("input", "weight"):
         return Expr("leaf", node.attr("name"), where.at, block=where.block, stride=where.stride)
     if node.op == "embedding":
@@ -68,6 +53,33 @@ def expression(b: Builder, node: Node, where: Where, tiles: RowTiles | None = No
             why = f"it is read {CHUNK} elements at a time, and starts at element {first} of what it is cut from"
             raise NotLowered(op="split", why=why, src=node.src)
         return expression(b, node.args[0], place, tiles)
+    return _computed(b, node, where, tiles)
+
+
+def _known(b: Builder, node: Node, value: object, where: Where, tiles: RowTiles | None) -> Expr | None:
+    """The tree that reads a value which a step has left somewhere; None where there is none that is read element by element."""
+    if isinstance(value, Product):
+        return value.expr
+    if isinstance(value, Vector):
+        return Expr("smem", value.buffer, where.at)
+    if isinstance(value, Scalar):
+        return Expr("var", value.variable)
+    if isinstance(value, GlobalTerms):
+        if tiles is None or where != Where():
+            why = "softmax terms of several clusters are only combined where a product reads all of them"
+            raise NotLowered(op=node.op, why=why, src=node.src)
+        terms = (value.splits, value.heads, value.dim)
+        return Expr("terms", value.outs, args=(Expr("var", value.stats),), terms=terms)
+    if isinstance(value, GlobalVector):
+        at = where.at
+        if value.share:
+            at = at + Affine.of(**{b.shares[value.share].symbol: b.shares[value.share].granule})
+        return Expr("leaf", value.workspace, at, block=where.block, stride=where.stride)
+    return None
+
+
+def _computed(b: Builder, node: Node, where: Where, tiles: RowTiles | None) -> Expr:
+    """The tree of an elementwise node over those of its arguments."""
     if node.op == "cast":
         inner = expression(b, node.args[0], where, tiles)
         return inner if node.attr("dtype") == "f32" else Expr("cast", node.attr("dtype"), args=(inner,))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cfdsl.compiler.builder import Builder
+from cfdsl.compiler.lowering.argmax import lower_argmax
 from cfdsl.compiler.lowering.attention import lower_append, lower_attend, lower_rope
 from cfdsl.compiler.lowering.cluster import lower_cluster_gather, lower_cluster_reduce, lower_cluster_reduce_scatter
 from cfdsl.compiler.lowering.grid import lower_grid_gather, lower_grid_reduce, lower_grid_reduce_scatter
 from cfdsl.compiler.lowering.linear import lower_linear
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
-from cfdsl.compiler.lowering.select import lower_argmax
 from cfdsl.compiler.lowering.vectors import lower_concat, lower_item, lower_mean_square, lower_slice_grid
 from cfdsl.dsl.graph import VIEWS, Node
 from cfdsl.errors import NotLowered

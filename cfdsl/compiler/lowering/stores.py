@@ -10,7 +10,7 @@ from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE, Where, expression, row_tiles
-from cfdsl.compiler.lowering.values import Scalar, Shared, SharedBest
+from cfdsl.compiler.lowering.values import GlobalBest, GlobalVector, Scalar
 from cfdsl.dsl.graph import VIEWS, Node
 from cfdsl.dsl.placement import Partial, Replicate, Shard
 from cfdsl.errors import NotLowered
@@ -24,7 +24,7 @@ def share_of(b: Builder, rows: int) -> str:
 def store(b: Builder, node: Node, dst: str) -> None:
     """A step that writes this rank's slice of `node` to the global vector `dst`."""
     value = b.values.get(node)
-    if isinstance(value, SharedBest):
+    if isinstance(value, GlobalBest):
         b.step("store_index", f"{dst} = index of the best in {value.workspace}, by CTA 0", src=node.src, dst=dst, pairs=value.workspace)
         return
     if node.type.dtype == "i32":
@@ -88,7 +88,7 @@ def _as_fragment(b: Builder, node: Node, n: int, block: int) -> tuple[Expr, RowT
 def _in_registers(b: Builder, node: Node) -> bool:
     """Whether a value can be computed without shared memory."""
     if node in b.values:
-        return isinstance(b.values[node], (Scalar, Shared))
+        return isinstance(b.values[node], (Scalar, GlobalVector))
     if node.op == "embedding":
         return True
     return node.op in ("input", "weight") or (node.op in (*ELEMENTWISE, *VIEWS) and all(_in_registers(b, arg) for arg in node.args))

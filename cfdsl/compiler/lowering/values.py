@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import RowTiles
-from cfdsl.dsl.graph import VIEWS, Node
+from cfdsl.dsl.graph import Node, leaf_of
 from cfdsl.errors import NotLowered
 
 
 def stored(node: Node) -> Node:
     """The stored weight under the views of a linear's weight. NotLowered if there is none: what is computed lies nowhere to stream from."""
-    at = node.args[1]
-    while at.op in VIEWS:
-        at = at.args[0]
+    at = leaf_of(node.args[1])
     if at.op == "weight":
         return at
     what = f"the input {at.attr('name')!r}" if at.op == "input" else f"what {at.op} computes"
@@ -69,7 +67,7 @@ class Best:
 
 
 @dataclass(frozen=True)
-class SharedBest:
+class GlobalBest:
     """Terms of P(argmax), a pair of i32 of every CTA, in a workspace in global memory."""
 
     workspace: str
@@ -94,7 +92,7 @@ class Fetched:
 
 
 @dataclass(frozen=True)
-class SharedTerms:
+class GlobalTerms:
     """Terms of P(lse), one per split, in workspaces in global memory.
 
     Outputs are f32 (splits, heads, dim), (max, sum) f32 (splits, heads, 2).
@@ -108,7 +106,7 @@ class SharedTerms:
 
 
 @dataclass(frozen=True)
-class Shared:
+class GlobalVector:
     """The whole vector, f32, in a workspace in global memory, complete after a grid barrier. `share`: each CTA reads its rows only."""
 
     workspace: str

@@ -7,7 +7,7 @@ from math import prod
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.lowering.pointwise import Where, expression, mean_square, row_tiles
 from cfdsl.compiler.lowering.products import flush
-from cfdsl.compiler.lowering.values import Fetched, Product, Scalar, Shared, Vector, made_with
+from cfdsl.compiler.lowering.values import Fetched, GlobalVector, Product, Scalar, Vector, made_with
 from cfdsl.dsl.graph import VIEWS, Node
 from cfdsl.errors import NotLowered
 
@@ -36,7 +36,7 @@ def lower_slice_grid(b: Builder, node: Node) -> None:
     root = node
     while root.op in VIEWS and root not in b.values:
         root = root.args[0]
-    if not isinstance(b.values.get(root), Shared):
+    if not isinstance(b.values.get(root), GlobalVector):
         return
     size = prod(b.local(node))
     tree = expression(b, node, Where())

@@ -33,7 +33,7 @@ def exchange(m: Machine, node: Node, args: list[Holdings]) -> list[Holdings]:
 
 def _computed(m: Machine, local: Local) -> Local:
     if local.leaf is None:
-        return replace(local, shared=None)
+        return replace(local, left_by=None)
     return Local(local.data.to(m.dtype), local.spans)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 from cfdsl.dsl import exchange as rules
 from cfdsl.dsl.graph import ITEMSIZE, VIEWS, Node, Type
@@ -60,10 +61,7 @@ class _Count:
         return tuple(self.sizes[dim] if isinstance(dim, str) else dim for dim in of.shape)
 
     def _numel(self, of: Type) -> int:
-        count = 1
-        for size in self._shape(of):
-            count *= size
-        return count
+        return prod(self._shape(of))
 
     def _at(self, node: Node) -> Placement:
         return self.placed.placements[node][0]

@@ -30,7 +30,7 @@ def _written(m: Machine, arg: Node, held: Holdings) -> int:
 
 def _left_in_memory(m: Machine, held: Holdings, whole: Local) -> Holdings:
     """The result of a grid exchange, of which a CTA reads the slices that it uses, when it does."""
-    return dict.fromkeys(held, replace(whole, shared=len(m.counter.rows)))
+    return dict.fromkeys(held, replace(whole, left_by=len(m.counter.rows)))
 
 
 def _grid_gather(m: Machine, node: Node, arg: Node, held: Holdings) -> Moved:

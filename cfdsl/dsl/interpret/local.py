@@ -37,7 +37,7 @@ class Local:
             (value,) where `data` is the index of a greatest value, of a slice only
     leaf    the input or weight that `data` is a view of, while nobody has loaded it
     mark    the same view of that leaf's touched bytes
-    shared  the number of the grid exchange that left `data` in global memory, while nobody has read it
+    left_by the number of the grid exchange that left `data` in global memory, while nobody has read it
     """
 
     data: Tensor
@@ -45,7 +45,7 @@ class Local:
     stats: tuple[Tensor, ...] | None = None
     leaf: str | None = None
     mark: Tensor | None = None
-    shared: int | None = None
+    left_by: int | None = None
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -55,7 +55,7 @@ class Local:
     def view(self, change: Callable[[Tensor], Tensor], spans: Spans) -> Local:
         """The same bytes under another shape; `change` must return a view."""
         mark = change(self.mark) if self.mark is not None else None
-        return Local(change(self.data), spans, None, self.leaf, mark, self.shared)
+        return Local(change(self.data), spans, None, self.leaf, mark, self.left_by)
 
     def narrow(self, dim: int, want: Span) -> Local:
         """The part of dimension `dim` that covers `want`, which must lie in what is held."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
-from cfdsl.dsl.graph import Graph, Node, Type, expect_graph
+from cfdsl.dsl.graph import ITEMSIZE, LEAVES, Graph, Node, Type, cache_tensors, expect_graph
 from cfdsl.dsl.interpret import attention, compute, select, views
 from cfdsl.dsl.interpret.attention import LocalCache
 from cfdsl.dsl.interpret.collectives import exchange
 from cfdsl.dsl.interpret.local import Holdings, Local, OracleError, Rank, assemble, full_spans, same_bits
 from cfdsl.dsl.interpret.machine import Machine
-from cfdsl.dsl.interpret.traffic import Counter, Traffic, Unwatched, itemsize
+from cfdsl.dsl.interpret.traffic import Counter, Traffic, Unwatched
 from cfdsl.dsl.place import PlacedGraph, place
 from cfdsl.dsl.place_rules.site import over_all_ctas
 from cfdsl.dsl.placement import Mesh, Placement, Replicate, Shard
@@ -107,21 +108,19 @@ def _bind(graph: Graph, tensors: Mapping[str, Tensor], dtypes: Mapping[str, torc
 
 def leaf_tensors(graph: Graph) -> list[tuple[str, Type]]:
     """The tensors that a graph takes, in the order of the graph, with their types in memory: of a cache both, in its layout."""
-    found = []
+    found: list[tuple[str, Type]] = []
     for node in graph.nodes:
         if node.op in ("input", "weight"):
             found.append((node.attr("name"), node.type))
         if node.op == "kv_cache":
-            batch, heads, tokens, dim = node.type.shape
-            shape = (batch, heads, tokens, dim) if node.attr("layout") == "bhtd" else (batch, tokens, heads, dim)
-            found += [(f"{node.attr('name')}_{part}", Type(shape, node.type.dtype)) for part in "kv"]
+            found += cache_tensors(node)
     return found
 
 
 def _step(m: Machine, node: Node, held: dict[Node, list[dict[Rank, Any]]], tensors: Mapping[str, Tensor]) -> list[dict[Rank, Any]]:
     """What every rank holds of every result of `node`."""
     ranks = [(cluster, rank) for cluster in range(m.mesh.clusters) for rank in range(m.mesh.ranks)]
-    if node.op in ("input", "weight", "kv_cache"):
+    if node.op in LEAVES:
         return [dict.fromkeys(ranks, _leaf(m, node, tensors))]
     if node.op == "item":
         return [held[node.args[0]][node.attr("index")]]
@@ -165,17 +164,15 @@ def _output(m: Machine, node: Node, held: Holdings, rounded: bool) -> Tensor:
     at = m.placed.placements[node][0]
     for rank, local in held.items():
         stores = (rank[0] == 0 or isinstance(at.grid, Shard)) and (rank[1] == 0 or isinstance(at.cluster, Shard))
-        if stores or local.shared is None:  # what lies in global memory is read by whoever stores it
+        if stores or local.left_by is None:  # what lies in global memory is read by whoever stores it
             m.load(rank, local)
-    total = 1
-    for size in shape:
-        total *= size
+    total = prod(shape)
     if sum({local.spans: local.data.numel() for local in held.values()}.values()) < total:
         raise OracleError(node, f"the ranks together do not hold all of an output of shape {shape}")
     dtype = m.placed.graph.output_dtype(node)
     kind = m.dtypes["i32"] if dtype == "i32" else m.dtype
     whole = assemble({rank: Local(local.data.to(kind), local.spans) for rank, local in held.items()}, node, full_spans(shape)).data
-    m.counter.outputs += total * itemsize(dtype)
+    m.counter.outputs += total * ITEMSIZE[dtype]
     return whole.to(m.dtypes[dtype]) if rounded else whole
 
 

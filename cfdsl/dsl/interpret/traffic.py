@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cfdsl.dsl.exchange import WORD
-from cfdsl.dsl.graph import ITEMSIZE, Node, Src
+from cfdsl.dsl.graph import Node, Src
 from cfdsl.dsl.interpret.local import Local, Rank
 
 if TYPE_CHECKING:
     from torch import Tensor
-
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Counter:
 
     def leaf(self, name: str, data: Tensor) -> Tensor | None:
         """Start watching a leaf; the returned mask (same shape) is to be viewed along with the leaf."""
-        mark = data.new_zeros(data.shape, dtype=None).bool()
+        mark = data.new_zeros(data.shape).bool()
         self.marks[name] = (mark, data.element_size())
         return mark
 
@@ -101,8 +100,8 @@ class Counter:
 
     def load(self, rank: Rank, local: Local) -> None:
         """A CTA loads `local`, if it is a leaf's bytes, or what an exchange left, and the CTA has not loaded them yet."""
-        if local.shared is not None:
-            self._read(rank, local.shared, local)
+        if local.left_by is not None:
+            self._read(rank, local.left_by, local)
         if local.leaf is None or local.mark is None:
             return
         local.mark.fill_(True)
@@ -151,8 +150,3 @@ class Unwatched(Counter):
     def leaf(self, name: str, data: Tensor) -> Tensor | None:
         """No mask to view along with the leaf."""
         return None
-
-
-def itemsize(dtype: str) -> int:
-    """Bytes of one element of a graph dtype."""
-    return ITEMSIZE[dtype]

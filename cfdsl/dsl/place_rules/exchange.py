@@ -64,17 +64,21 @@ def _grid_gather(site: Site) -> tuple[Placement, ...]:
 
 def _grid_reduce(site: Site) -> tuple[Placement, ...]:
     """Terms of argmax are numbers enough for one exchange: every CTA's may be combined at once, without a cluster_reduce before."""
+    for index, placement in enumerate(site.args):
+        if placement.grid == placement.cluster == ARGMAX:
+            continue
+        has_terms = isinstance(placement.grid, Partial) or isinstance(placement.split, Partial)
+        if not has_terms or isinstance(placement.cluster, Partial):
+            raise _refuse(site, index, "P(op) on the grid axis or the splits (values on the cluster axis) -> R on all")
+    return (Placement(),) * len(site.args)
+
+
+def _grid_reduce_scatter(site: Site) -> tuple[Placement, ...]:
     dim = site.node.attr("dim")
     for index, placement in enumerate(site.args):
-        if dim is None and placement.grid == placement.cluster == ARGMAX:
-            continue
-        open_axes = (placement.grid,) if dim is not None else (placement.grid, placement.split)
-        if not any(isinstance(axis, Partial) for axis in open_axes) or isinstance(placement.cluster, Partial):
-            moves = "P(op) on the grid axis or the splits (values on the cluster axis) -> R on all"
-            if dim is not None:
-                moves = f"P(op) on the grid axis (values on the cluster axis) -> S({dim}) on both"
-            raise _refuse(site, index, moves)
-    return (Placement() if dim is None else Placement(Shard(dim), Shard(dim)),) * len(site.args)
+        if not isinstance(placement.grid, Partial) or isinstance(placement.cluster, Partial):
+            raise _refuse(site, index, f"P(op) on the grid axis (values on the cluster axis) -> S({dim}) on both")
+    return (Placement(Shard(dim), Shard(dim)),) * len(site.args)
 
 
 RULES: dict[str, Rule] = {
@@ -83,5 +87,5 @@ RULES: dict[str, Rule] = {
     "cluster_reduce_scatter": _cluster_reduce_scatter,
     "grid_gather": _grid_gather,
     "grid_reduce": _grid_reduce,
-    "grid_reduce_scatter": _grid_reduce,
+    "grid_reduce_scatter": _grid_reduce_scatter,
 }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from cfdsl.dsl.graph import FLOATS, Dim, Node, Src, Type
-from cfdsl.errors import ArgumentError, CfdslError, DtypeMismatch, ShapeMismatch
+from cfdsl.errors import ArgumentError, CfdslError, DtypeMismatch, ShapeMismatch, listed
 
 VIEWS_OF_CACHE = ("slice_grid", "append")
 
@@ -53,13 +53,7 @@ class Call:
 
     def dtype(self, arg: Node, name: str, allowed: tuple[str, ...]) -> None:
         if arg.type.dtype not in allowed:
-            raise DtypeMismatch(op=self.op, argument=name, expected=either(allowed), got=arg.type.dtype, src=self.src)
-
-
-def either(names: Iterable[object]) -> str:
-    """A list of alternatives in words: f32, f16 or bf16."""
-    *head, last = map(str, names)
-    return f"{', '.join(head)} or {last}" if head else last
+            raise DtypeMismatch(op=self.op, argument=name, expected=listed(allowed), got=arg.type.dtype, src=self.src)
 
 
 def show(shape: tuple[Dim, ...]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cfdsl.dsl.graph import FLOATS, ITEMSIZE, Type
-from cfdsl.dsl.type_rules.call import Call, Rule, either, show
-from cfdsl.errors import ArgumentError
+from cfdsl.dsl.type_rules.call import Call, Rule, show
+from cfdsl.errors import ArgumentError, is_whole, listed
 
 
 def _input(call: Call) -> tuple[Type, ...]:
@@ -33,10 +33,10 @@ def _leaf(call: Call, dtypes: tuple[str, ...]) -> tuple[Type, ...]:
         raise ArgumentError(argument="name", expected="a Python identifier", got=repr(name), src=call.src)
     (declared,) = call.declared
     if declared.dtype not in dtypes:
-        raise ArgumentError(argument="dtype", expected=either(map(repr, dtypes)), got=repr(declared.dtype), src=call.src)
+        raise ArgumentError(argument="dtype", expected=listed(map(repr, dtypes)), got=repr(declared.dtype), src=call.src)
     for dim in declared.shape:
         named = isinstance(dim, str) and dim.isidentifier()
-        if not named and not (isinstance(dim, int) and not isinstance(dim, bool) and dim > 0):
+        if not named and not is_whole(dim, 1):
             raise ArgumentError(argument="shape", expected="positive sizes or names", got=show(declared.shape), src=call.src)
     return call.declared
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cfdsl.dsl.graph import FLOATS, Dim, Type
-from cfdsl.dsl.type_rules.call import Call, Rule, either, number, show
-from cfdsl.errors import ArgumentError
+from cfdsl.dsl.type_rules.call import Call, Rule, number, show
+from cfdsl.errors import ArgumentError, listed
 
 
 def _pointwise(call: Call) -> tuple[Type, ...]:
@@ -30,7 +30,7 @@ def _activation(call: Call) -> tuple[Type, ...]:
 def _cast(call: Call) -> tuple[Type, ...]:
     call.floats("x")
     if call.attrs["dtype"] not in FLOATS:
-        raise ArgumentError(argument="dtype", expected=either(map(repr, FLOATS)), got=repr(call.attrs["dtype"]), src=call.src)
+        raise ArgumentError(argument="dtype", expected=listed(map(repr, FLOATS)), got=repr(call.attrs["dtype"]), src=call.src)
     return (Type(call.shape(0), call.attrs["dtype"]),)
 
 

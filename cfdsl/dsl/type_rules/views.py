@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from cfdsl.dsl.graph import Dim, Type
 from cfdsl.dsl.type_rules.call import Call, Rule, dim_of, is_cache, show
-from cfdsl.errors import ArgumentError, ShardDoesNotDivide
+from cfdsl.errors import ArgumentError, ShardDoesNotDivide, is_whole
 
 
 def _slice_grid(call: Call) -> tuple[Type, ...]:
@@ -33,7 +35,7 @@ def _sliceable(call: Call) -> int:
 
 def _split_heads(call: Call) -> tuple[Type, ...]:
     (of,), heads, dim = (arg.type for arg in call.args), call.attrs["heads"], call.attrs["dim"]
-    if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+    if not is_whole(heads, 1):
         raise ArgumentError(argument="heads", expected="a positive number", got=repr(heads), src=call.src)
     size = of.shape[dim_of(call, dim, of.shape)]
     if len(of.shape) > 2 or not isinstance(size, int) or size % heads:
@@ -82,10 +84,7 @@ def _reshape(call: Call) -> tuple[Type, ...]:
 
 
 def _count(shape: tuple[Dim, ...]) -> int:
-    count = 1
-    for dim in shape:
-        count *= dim if isinstance(dim, int) and dim > 0 else -1
-    return count
+    return prod(dim if isinstance(dim, int) and dim > 0 else -1 for dim in shape)
 
 
 def _item(call: Call) -> tuple[Type, ...]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cfdsl.compiler.parts import Part
+from cfdsl.dsl.graph import ITEMSIZE
 from cfdsl.errors import CfdslError
 
-DTYPE_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 HEAD_DIM = 128  # of the online softmax's vectors, where the payload is a multiple of one
 
 # Operators by the name that the command line and the tables give them: kind and op of `cfdsl.collective`.
@@ -62,7 +62,7 @@ class Case:
 
         Terms of lse are sent in f32 whatever `dtype` is: of halves twice the payload.
         """
-        count = self.payload // DTYPE_BYTES[self.dtype]
+        count = self.payload // ITEMSIZE[self.dtype]
         if self.operator != "lse":
             return (count,)
         dim = math.gcd(count, HEAD_DIM)  # no element more or less than were asked for

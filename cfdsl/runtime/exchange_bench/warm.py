@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from importlib import import_module
-from multiprocessing import get_context
 
 from cfdsl.compiler.parts import Part
 from cfdsl.runtime.exchange_bench.cases import Case
+from cfdsl.runtime.jobs import compilers
 
-MOST_JOBS = 16  # a compiler process takes up to 2 GB
 FACTORY = "cfdsl:collective"  # module and name: a spawned process imports it anew
 
 Log = Callable[[str], None]
@@ -39,7 +37,7 @@ def warm(cases: Sequence[Case], part: Part | None, jobs: int, log: Log, pool: Ex
         return 0
     failed = 0
     try:
-        with pool or ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as workers:
+        with pool or compilers(jobs) as workers:
             waiting = {workers.submit(compile_case, case, part, factory): case for case in cases}
             for done, future in enumerate(as_completed(waiting), 1):
                 if future.result():
@@ -50,8 +48,3 @@ def warm(cases: Sequence[Case], part: Part | None, jobs: int, log: Log, pool: Ex
     except (OSError, RuntimeError) as error:  # BrokenProcessPool is a RuntimeError: out of memory, most likely
         log(f"not all could be compiled ahead ({type(error).__name__}: {error}); the rest is compiled one by one")
     return failed
-
-
-def default_jobs() -> int:
-    """One process per core that this process may use, at most `MOST_JOBS`."""
-    return min(MOST_JOBS, len(os.sched_getaffinity(0)))

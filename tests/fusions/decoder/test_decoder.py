@@ -13,7 +13,7 @@ from torch import Tensor
 
 import cfdsl as cf
 from cfdsl.errors import ArgumentError, BatchUnsupported, CapacityExceeded, Errors, SequenceSuperseded, TokenOutOfRange, WeightsMismatch
-from cfdsl.runtime.kernel import STATUS
+from cfdsl.runtime.flags import STATUS
 from fusions.decoder import Decoder, Sampler
 
 TINY = cf.ModelConfig(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import handmade
 
-from cfdsl.cli.timeline import runs, stream_of, tiles_of
+from cfdsl.cli.picture.load_stream import runs, stream_of, tiles_of
 from cfdsl.compiler.parts import part_named
 from cfdsl.compiler.stages import lower
 from cfdsl.models import resolve

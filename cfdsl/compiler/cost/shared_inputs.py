@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from cfdsl.compiler.cost.traffic import POINTWISE
+from cfdsl.compiler.cost.moves import POINTWISE
+from cfdsl.compiler.geometry import COPY_BYTES
 from cfdsl.dsl.graph import ITEMSIZE, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Placement
-
-CHUNK = 16  # bytes: bulk copies move multiples of it
 
 
 def shared_inputs(placed: PlacedGraph) -> Mapping[str, int]:
@@ -28,7 +27,7 @@ def shared_inputs(placed: PlacedGraph) -> Mapping[str, int]:
             if leaf.op == "input" or (leaf.op == "weight" and len(leaf.type.shape) == 1):
                 sizes = [dim for dim in leaf.type.shape if isinstance(dim, int)]
                 nbytes = prod(sizes) * ITEMSIZE[leaf.type.dtype]
-                if len(sizes) == len(leaf.type.shape) and nbytes % CHUNK == 0:
+                if len(sizes) == len(leaf.type.shape) and nbytes % COPY_BYTES == 0:
                     found[leaf.attr("name")] = nbytes
     return found
 
