@@ -20,7 +20,7 @@ from cfdsl.cli.request import Dtype
 from cfdsl.cli.traced import save_step
 from cfdsl.cli.units import plural, trim
 from cfdsl.dsl.fusion import DTYPES
-from cfdsl.errors import raise_all
+from cfdsl.errors import CfdslError, raise_all
 
 if TYPE_CHECKING:
     from cfdsl.hf.generation import Generation, Sampling, Source
@@ -53,10 +53,10 @@ def generate(
     """Continue a prompt with a whole model, one token per step."""
     from cfdsl.cli.gpu import gpu_part
 
-    check_sampling(temperature, top_k, top_p, seed)
+    mistakes: list[CfdslError] = [*sampling_errors(temperature, top_k, top_p, seed), *file_errors("--trace", trace)]
     if backend == "oracle" and trace is not None:
-        raise OptionsConflict(option="--trace", other="--backend oracle", reason="only kernels have a timeline")
-    raise_all(file_errors("--trace", trace))
+        mistakes.append(OptionsConflict(option="--trace", other="--backend oracle", reason="only kernels have a timeline"))
+    raise_all(mistakes)
     if backend == "kernel" and gpu_part() is None:
         raise GenerateNeedsGpu()
     from cfdsl.hf.generation import Sampling, find_source
@@ -71,16 +71,16 @@ def generate(
         save_step(trace, ready.trace(), console(stderr=True))
 
 
-def check_sampling(temperature: float, top_k: int, top_p: float, seed: int) -> None:
-    """Raise BadOption for the first of the sampling's numbers that no sampler takes, or that means nothing beside the others."""
+def sampling_errors(temperature: float, top_k: int, top_p: float, seed: int) -> Iterator[BadOption]:
+    """The sampling's numbers that no sampler takes, or that mean nothing beside the others."""
     if not 0 < top_p <= 1:
-        raise BadOption(option="--top-p", value=str(top_p), expected="a probability above 0, up to 1")
+        yield BadOption(option="--top-p", value=str(top_p), expected="a probability above 0, up to 1")
     if not (temperature == 0 or LEAST_TEMPERATURE <= temperature < math.inf):
-        raise BadOption(option="--temperature", value=str(temperature), expected="0 or a number that float32 has")
+        yield BadOption(option="--temperature", value=str(temperature), expected="0 or a number that float32 has")
     if seed not in SEEDS:
-        raise BadOption(option="--seed", value=str(seed), expected=f"from {SEEDS[0]} to {SEEDS[-1]}")
-    if temperature == 0 and (top_k or top_p < 1):
-        raise BadOption(option="--temperature", value="0", expected="above 0 where --top-k or --top-p are given")
+        yield BadOption(option="--seed", value=str(seed), expected=f"from {SEEDS[0]} to {SEEDS[-1]}")
+    if temperature == 0 and (top_k or 0 < top_p < 1):
+        yield BadOption(option="--temperature", value="0", expected="above 0 where --top-k or --top-p are given")
 
 
 def room_for(source: Source, prompt: int, asked: int | None) -> int:

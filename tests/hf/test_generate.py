@@ -117,6 +117,14 @@ def test_options_that_cannot_be(folder: Path, arguments: tuple[str, ...], text: 
     assert text in done.err
 
 
+def test_all_options_that_cannot_be_are_told_at_once(folder: Path) -> None:
+    wrong = ("--top-p", "7", "--seed", "12345678901234567890123", "--temperature", "inf", "--trace", "no/where.json")
+    done = run("generate", "--model", str(folder), "--prompt", PROMPT, *ORACLE, *wrong)
+    assert done.code == 1
+    assert all(f"{option} got" in done.err for option in wrong[::2])
+    assert "only kernels have a timeline" in done.err
+
+
 def test_the_default_number_of_tokens_is_what_there_is_room_for(folder: Path) -> None:
     done = run("generate", "--model", str(folder), "--prompt", "a" * 250, *ORACLE)
     assert done.code == 0, done.err
