@@ -99,6 +99,7 @@ def test_the_config_and_the_weights_are_those_of_the_file(write: Write) -> None:
 
 def test_quantised_weights_are_taken_out_of_their_blocks(write: Write) -> None:
     want, got = random_weights(MODEL, "f16"), GgufFile(write(quantised=True)).weights("bf16")
+    assert set(got) == set(want)
     for name, tensor in got.items():
         assert tensor.dtype == torch.bfloat16
         assert 0 < (tensor.float() - want[name].float()).norm() < 1e-2 * want[name].float().norm(), name
@@ -241,11 +242,18 @@ def test_a_stream_shows_a_character_when_it_is_whole(write: Write) -> None:
     assert list(text.stream(tokens[:-2])) == ["hello", " ", "\ufffd"]  # the answer ended within a character
 
 
-def test_an_unknown_tokenizer_is_refused(write: Write) -> None:
+@pytest.mark.parametrize(
+    ("entry", "value", "says"),
+    [
+        ("pre", "llama-bpe", "its tokenizer cuts words by the rules of 'llama-bpe'; known are gpt-2, smollm"),
+        ("model", "llama", "its tokenizer is 'llama'; known is gpt2 \\(byte-level BPE\\)"),
+    ],
+)
+def test_an_unknown_tokenizer_is_refused(write: Write, entry: str, value: str, says: str) -> None:
     file = GgufFile(write())
     known = file.metadata
-    file.metadata = lambda key: "llama-bpe" if key == "tokenizer.ggml.pre" else known(key)  # type: ignore[method-assign]
-    with pytest.raises(ModelUnsupported, match="its tokenizer cuts words by the rules of 'llama-bpe'; known are gpt-2, smollm"):
+    file.metadata = lambda key: value if key == f"tokenizer.ggml.{entry}" else known(key)  # type: ignore[method-assign]
+    with pytest.raises(ModelUnsupported, match=says):
         Text(file)
 
 
