@@ -395,6 +395,16 @@ def test_the_last_of_uneven_shares_is_looked_at() -> None:
     assert found(late) == {"addresses": ["w is read past its end: rows 1 to 1065 of 1064, columns 0 to 64 of 64"]}
 
 
+def test_the_last_block_of_a_ranks_rows_is_looked_at() -> None:
+    """32 rows of each of 4 heads of 128: three heads on, and then 32 rows."""
+    plan = block("llama-3.1-8b", 8, 4)
+    at = step_of(plan, "gemv")
+    tiles = plan.steps[at].params["tiles"]
+    assert (tiles.block_rows, tiles.block_stride, tiles.run) == (32, 128, 4 * 32)
+    late = with_params(plan, at, tiles=replace(tiles, row0=tiles.row0 + Affine.of(1)))
+    assert "wq is read past its end: rows 1 to 4097 of 4096, columns 0 to 4096 of 4096" in found(late)["addresses"]
+
+
 def test_the_mutations_change_only_what_they_say() -> None:
     same: list[Callable[[KernelPlan], KernelPlan]] = [
         lambda p: without(p), lambda p: with_buffer(p, "q"), lambda p: with_barrier(p, "full"), lambda p: with_params(p, 7),

@@ -90,6 +90,16 @@ def test_repeated_work_is_refused() -> None:
         choose(LLAMA, H100_SXM, {"clusters": 64, "cluster_size": 1})
 
 
+def test_a_reason_names_the_shapes_it_is_said_of_where_there_are_several() -> None:
+    reasons = []
+    for given in ({"stages": 4, "ctas_per_sm": 1}, {}):
+        with pytest.raises(NoLegalConfig) as caught:
+            choose(LLAMA, H100_SXM, {"clusters": 64, "cluster_size": 1, **given})
+        reasons.append(caught.value.reasons)
+    said = "64 clusters for 32 slices of work: some would repeat others"
+    assert reasons == [(said,), (f"{said} (64x1)",)]
+
+
 def test_all_reasons_of_a_config_are_kept() -> None:
     given = {"clusters": 32, "cluster_size": 4, "ctas_per_sm": 1, "stages": 12, "stage_bytes": 32768}
     (row,) = weighed(LLAMA, H100_SXM, given, {})

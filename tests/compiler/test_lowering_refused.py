@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from lowered import LLAMA, lower, refused
 from plans import block, plan_graph, step_of
 
 import cfdsl as cf
+from cfdsl.compiler.affine import Affine
 from cfdsl.errors import ConfigError, Errors, GroupUnsupported, HeadDimUnsupported, NotLowered
 from fusions.attention_block import attention_block
 from fusions.rms_norm import rms_norm
@@ -169,7 +172,7 @@ def test_softmax_terms_that_no_product_reads() -> None:
         return cf.outputs(y=cf.silu(cf.merge_heads(cf.grid_reduce(o))))
 
     said = refused(NotLowered, spec, clusters=64, cluster_size=1, splits=2)
-    assert said == "item cannot be compiled: softmax terms of several clusters are only combined where a product reads all of them."
+    assert said == "grid_reduce cannot be compiled: softmax terms of several clusters are only combined where a product reads all of them."
 
 
 def test_pieces_that_are_placed_otherwise_than_the_whole() -> None:
@@ -184,3 +187,44 @@ def test_pieces_that_are_placed_otherwise_than_the_whole() -> None:
     assert said == "concat cannot be compiled: a piece is placed [R, R], and the whole [R, S(2)]."
     plan = lower(lambda m, batch: spec(m, batch, sliced=False), clusters=1, cluster_size=2)
     assert [first for _, first, _ in plan.steps[step_of(plan, "concat")].params["parts"]] == [0, 64]
+
+
+def test_parts_of_a_piece_that_is_not_a_run() -> None:
+    """40 of 64 elements of each of 4 rows: what a step reads one by one can be in blocks, and nothing else."""
+
+    def spec(m: cf.ModelConfig, batch: int, use: Any) -> cf.Outputs:
+        return cf.outputs(y=cf.silu(use(cf.split(cf.input("x", (batch, 4, 64)), (24, 40), dim=2)[1])))
+
+    one = {"clusters": 1, "cluster_size": 1}
+    plan = lower(lambda m, batch: spec(m, batch, lambda piece: piece), **one)
+    (x,) = (leaf for leaf in plan.steps[step_of(plan, "store_vector")].params["tree"].walk() if leaf.name == "x")
+    assert (x.offset, x.block, x.stride) == (Affine.of(24), 40, 64)
+    for dim, sizes in ((2, (20, 20)), (1, (2, 2))):
+        said = refused(NotLowered, lambda m, batch, dim=dim, sizes=sizes: spec(m, batch, lambda x: cf.split(x, sizes, dim)[1]), **one)
+        assert said == "split cannot be compiled: a part of a piece along dimension 2 is not a run of elements."
+    weight = (64, 160)
+    said = refused(NotLowered, lambda m, batch: spec(m, batch, lambda x: cf.linear(cf.merge_heads(x), cf.weight("w", weight))), **one)
+    assert said == "split cannot be compiled: it is needed in blocks of elements, and only launch arguments can be read so."
+
+
+def test_a_slice_that_is_not_a_run_is_told_in_the_words_of_the_spec() -> None:
+    """Of a sum over half of each head, some heads: runs of half a head, and no run of the bias."""
+
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        x, bias = cf.input("x", (batch, 4, 64)), cf.weight("b", (256,))
+        with cf.clusters(over=4) as axis:
+            h = cf.shard(x, 2) + cf.split_heads(bias, 4)
+            h = cf.cluster_gather(cf.silu(h[:, axis]))
+        return cf.outputs(y=cf.grid_gather(h))
+
+    said = refused(NotLowered, spec, clusters=2, cluster_size=2)
+    assert said == "shard cannot be compiled: its slice of an operand of shape [1, 4, 64] is not a run of it."
+
+
+def test_a_fragment_that_starts_within_a_vector_load() -> None:
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        x = cf.split(cf.input("x", (batch, 68)), (4, 64), dim=1)[1]
+        return cf.outputs(y=cf.linear(x, cf.weight("w", (64, 64)), shard="out"))
+
+    said = refused(NotLowered, spec, clusters=4, cluster_size=1)
+    assert said == "split cannot be compiled: it is read 8 elements at a time, and starts at element 4 of what it is cut from."

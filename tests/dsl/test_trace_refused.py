@@ -158,6 +158,11 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
         cf.errors.ArgumentError,
         "argument 'cache' must be a kv_cache, got bf16[1,64].",
     ),
+    "attend of integers": (
+        lambda: cf.attend(cf.input("q", (1, 4, 16), "i32"), cf.kv_cache("kv", 1, 2, "t", 16), cf.input("n", (1,), "i32")),
+        cf.errors.DtypeMismatch,
+        "attend expects q of dtype f32, f16 or bf16, got i32.",
+    ),
     "attend heads": (
         lambda: cf.attend(cf.input("q", (1, 3, 16)), cf.kv_cache("kv", 1, 2, "t", 16), cf.input("n", (1,), "i32")),
         cf.errors.ShapeMismatch,
@@ -184,6 +189,16 @@ REFUSED: dict[str, tuple[Any, type[cf.CfdslError], str]] = {
         lambda: cf.silu(cf.kv_cache("kv", 1, 2, "t", 16)),
         cf.errors.ArgumentError,
         "argument 'x' must be a tensor value in silu, got a kv_cache.",
+    ),
+    "a slice of a cache for a rank": (
+        lambda: cf.shard(cf.kv_cache("kv", 1, 2, "t", 16), 1),
+        cf.errors.ArgumentError,
+        "argument 'x' must be a tensor value in shard, got a kv_cache.",
+    ),
+    "exchange of integers": (
+        lambda: cf.cluster_gather(cf.input("i", (1, 64), "i32")),
+        cf.errors.DtypeMismatch,
+        "cluster_gather expects xs[0] of dtype f32, f16 or bf16, got i32.",
     ),
     "exchange of nothing": (lambda: cf.cluster_reduce(), cf.errors.ArgumentError, "argument 'xs' must be one or several values, got none."),
     "reduce-scatter along no dimension": (

@@ -40,6 +40,9 @@ from fusions.decoder import Decoder, Sampler
             "argument 'sampler' must be None or a function of logits, such as fusions.decoder.Sampler(temperature=0.8), got 'greedy'.",
         ),
         ({"max_new_tokens": 0}, "argument 'max_new_tokens' must be a positive number, got 0."),
+        ({"max_new_tokens": "4"}, "argument 'max_new_tokens' must be a positive number, got '4'."),
+        ({"max_new_tokens": 1.5}, "argument 'max_new_tokens' must be a positive number, got 1.5."),
+        ({"max_new_tokens": True}, "argument 'max_new_tokens' must be a positive number, got True."),
     ],
 )
 def test_generate_says_what_is_wrong_before_it_begins(how: dict[str, Any], message: str) -> None:
