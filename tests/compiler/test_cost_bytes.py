@@ -91,3 +91,13 @@ def test_fixed_smem_by_hand() -> None:
     needed = terms + kept + barriers + 4 * 8
     assert needed == 6928
     assert fixed_smem(place(LLAMA, Mesh(32, 4)), Config(32, 4, 6)) == 7040  # 55 x 128
+
+
+def test_fixed_smem_of_an_all_reduce_of_softmax_terms() -> None:
+    """A slice of o from every rank, with (max, sum), and then o: not all terms of it, as of sums that go in one round."""
+    paper = attention_block.trace("llama-2-7b", qkv="rows", out="atomic")
+    terms = 4 * 8 * 1024  # of a quarter of the output projection's rows, from 8 warps
+    kept = 4 * 3 * 128 + 4 * 128 + (4 * 128 + 8 * 4 + 4 * 128)  # gathered q, k, v; o; what lands of it
+    needed = terms + kept + 16 * (6 + 3) + 4 * 8
+    assert needed == 36048
+    assert fixed_smem(place(paper, Mesh(32, 4)), Config(32, 4, 6)) == 36096  # 282 x 128

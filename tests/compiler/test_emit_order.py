@@ -5,13 +5,15 @@ A GPU seldom tells: a kernel without one of them is right as long as nobody is l
 
 from __future__ import annotations
 
+import ast
 import re
 from typing import Any
 
 import plans
 import pytest
-from plans import block
+from plans import block, plan_graph
 
+import cfdsl as cf
 from cfdsl.compiler.emit import emit
 from cfdsl.compiler.plan import KernelPlan, Step
 
@@ -144,3 +146,52 @@ def test_each_head_of_a_cluster_has_its_own_queries_keys_values_and_results() ->
     assert re.findall(r"attention\.combine_warps\(.*, (\d+), THREADS\)", source) == ["0", "1", "2", "3"]
     source = emit(block("llama-3.1-8b", 4, 4))  # 2 heads of keys, 4 of queries to each
     assert re.findall(r"attention\.combine_warps\(.*, (\d+), THREADS\)", source) == ["0", "4"]
+
+
+@pytest.mark.parametrize(
+    ("sliced", "gathered", "guard"),
+    [
+        (True, True, "if (rank == 0):"),
+        (True, False, ""),
+        (False, True, "if (rank == 0) & (cluster == 0):"),
+        (False, False, "if (cluster == 0):"),
+    ],
+)
+def test_what_several_ctas_have_is_stored_by_one_of_them(sliced: bool, gathered: bool, guard: str) -> None:
+    """As vectors of shared memory, which is where a gather leaves it; the guard of the whole loop, if there is one."""
+
+    def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        x, w = cf.input("x", (batch, 64)), cf.weight("w", (64, 64)).split_heads(4)
+        with cf.clusters(over=4) as axis:
+            h = cf.linear(x, w[axis] if sliced else w, shard="out")
+            h = cf.cluster_gather(h) if gathered else h
+        return cf.outputs(y=h)
+
+    lines = [line.strip() for line in emit(plan_graph(cf.fusion(spec).trace("llama-2-7b"), 4, 2)).splitlines()]
+    store = next(i for i, line in enumerate(lines) if line.startswith("y["))
+    assert lines[store - 1].startswith("for i in cutlass.range(")
+    assert (lines[store - 2] if lines[store - 2].startswith("if") else "") == guard
+
+
+def test_a_row_in_registers_that_every_rank_has_is_stored_by_one() -> None:
+    def spec(m: cf.ModelConfig, batch: int, sliced: bool) -> cf.Outputs:
+        x = cf.input("x", (batch, 128))
+        return cf.outputs(y=cf.silu(cf.shard(x, 1) if sliced else x))
+
+    for sliced in (False, True):
+        plan = plan_graph(cf.fusion(lambda m, batch, sliced=sliced: spec(m, batch, sliced)).trace("llama-2-7b"), 1, 2)
+        lines = [line.strip() for line in emit(plan).splitlines()]
+        store = next(i for i, line in enumerate(lines) if line.startswith("frag.store(y, "))
+        assert (lines[store - 1] == "if rank == 0:") is not sliced
+
+
+def test_as_many_tiles_are_eaten_as_are_loaded(plan: KernelPlan) -> None:
+    """One loop eats the tiles of products that are joined. Where CTAs have other numbers of rows, any number will do."""
+    rows = {share.name: 64 * share.granule for share in plan.shares if not share.even}
+    counts = {"stream.rows": 0, "gemv.rows": 0}
+    for node in ast.walk(ast.parse(emit(plan))):
+        if isinstance(node, ast.Call) and (call := ast.unparse(node.func)) in counts:
+            tiles = node.args[{"stream.rows": 7, "gemv.rows": 6}[call]]
+            counts[call] += eval(ast.unparse(tiles), {}, rows)
+    assert counts["stream.rows"] == counts["gemv.rows"]
+    assert (counts["gemv.rows"] > 0) == any(step.op == "gemv" for step in plan.steps)
