@@ -45,7 +45,7 @@ def write(tmp_path: Path) -> Write:
 
     def made(
         quantised: bool = False, drop: str = "", architecture: str = "llama", more: dict[str, Any] | None = None,
-        leave: tuple[str, ...] = (), template: str = TEMPLATE,
+        leave: tuple[str, ...] = (), template: str = TEMPLATE, extra: str = "",
     ) -> Path:  # fmt: skip
         writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
         writer.add_name("a tiny model")
@@ -79,6 +79,8 @@ def write(tmp_path: Path) -> Write:
                     writer.add_tensor(theirs, gguf.quants.quantize(values, kind), raw_dtype=kind)
                 else:
                     writer.add_tensor(theirs, values)
+        if extra:
+            writer.add_tensor(extra, torch.ones(32).numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -140,6 +142,21 @@ def test_another_architecture_is_refused(write: Write) -> None:
 def test_scaled_frequencies_are_refused(write: Write) -> None:
     with pytest.raises(ModelUnsupported, match="its rotary frequencies are scaled by 'yarn'; known is linear"):
         GgufFile(write(more={"llama.rope.scaling.type": "yarn"}))
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"extra": "rope_freqs.weight"}, "its rotary frequencies are scaled by a table (rope_freqs.weight)"),
+        ({"extra": "blk.0.attn_q.bias"}, "its projections have biases (blk.0.attn_q.bias)"),
+        ({"drop": "token_embd.weight"}, "it has no tensor token_embd.weight"),
+        ({"more": {"llama.expert_count": 8}}, "it is a mixture of 8 experts"),
+    ],
+)
+def test_tensors_that_a_decoder_does_not_have_are_refused(write: Write, how: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelUnsupported) as caught:
+        GgufFile(write(**how))
+    assert list(caught.value.reasons) == [reason]
 
 
 @pytest.mark.parametrize(
