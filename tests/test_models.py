@@ -255,6 +255,10 @@ def test_one_reason_is_not_repeated_as_others() -> None:
     assert len(reasons(num_attention_heads=30)) == 2  # ... and 30 is not a multiple of the 32 key/value heads
 
 
+def test_up_to_sixteen_query_heads_may_share_a_key_value_head() -> None:
+    assert cf.ModelConfig.from_hf({**LLAMA2, "num_key_value_heads": 2}).group == 16
+
+
 def test_all_reasons_in_one_message() -> None:
     with pytest.raises(cf.errors.ModelUnsupported) as caught:
         cf.ModelConfig.from_hf({**LLAMA2, "model_type": "mixtral", "num_local_experts": 8, "head_dim": 80, "_name_or_path": "some/model"})

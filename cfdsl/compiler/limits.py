@@ -76,14 +76,14 @@ def _rotation(graph: Graph, node: Node) -> Iterator[Limit]:
     for name, arg, leaves in zip(("cos", "sin", "pos"), node.args[1:], (("input", "weight"), ("input", "weight"), ("input",))):
         if arg.op not in leaves:
             advice = f"pass {name} as it is to be used: it is read where it lies in memory"
-            yield Limit(NotLowered(op="rope", why=f"its {name} is what {arg.op} makes", advice=advice, src=node.src), (node,))
+            yield Limit(NotLowered(op="rope", why=f"its {name} is what {arg.word} makes", advice=advice, src=node.src), (node,))
 
 
 def _length(graph: Graph, node: Node) -> Iterator[Limit]:
     length = node.args[3]
     if length.op != "input":
         advice = "pass the length as an input: the load stream reads it before anything is computed"
-        yield Limit(NotLowered(op="append", why=f"its index is what {length.op} makes", advice=advice, src=node.src), (node,))
+        yield Limit(NotLowered(op="append", why=f"its index is what {length.word} makes", advice=advice, src=node.src), (node,))
 
 
 def _names(graph: Graph, node: Node) -> Iterator[Limit]:
@@ -93,7 +93,7 @@ def _names(graph: Graph, node: Node) -> Iterator[Limit]:
         if isinstance(size, str) and dim != free:
             why = f"the size {size!r} of {node.attr('name')} is not known"
             advice = "give a number: only the tokens of a cache and the rows of rope's tables may be known at launch alone"
-            yield Limit(NotLowered(op=node.op, why=why, advice=advice, src=node.src), (node,))
+            yield Limit(NotLowered(op=node.word, why=why, advice=advice, src=node.src), (node,))
 
 
 def _becomes_a_table(graph: Graph, node: Node) -> bool:

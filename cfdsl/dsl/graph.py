@@ -23,6 +23,7 @@ GRID_COLLECTIVES = ("grid_reduce", "grid_gather", "grid_reduce_scatter")
 COLLECTIVES = CLUSTER_COLLECTIVES + GRID_COLLECTIVES
 LEAVES = ("input", "weight", "kv_cache")
 TOKENS_DIM = {"bhtd": 2, "bthd": 1}  # of a cache's tensors, by its layout: the dimension that is the capacity
+WORDS = {"slice_grid": "x[axis]", "slice_cluster": "shard"}  # what the author of a spec writes for an op, where that is another word
 VIEWS = ("slice_grid", "slice_cluster", "split_heads", "merge_heads", "reshape", "split", "item")  # the same elements, or some of them
 
 
@@ -88,6 +89,11 @@ class Node:
         """The type of a single-result node."""
         (only,) = self.types
         return only
+
+    @property
+    def word(self) -> str:
+        """The op as the author of a spec writes it; of a result of several, the op that made them."""
+        return self.args[0].word if self.op == "item" else WORDS.get(self.op, self.op)
 
     @property
     def is_collective(self) -> bool:

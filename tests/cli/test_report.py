@@ -65,6 +65,7 @@ def test_every_candidate_becomes_a_record() -> None:
     record = choice_record(choice.rows, {})
     assert len(record["fit"]) + len(record["refused"]) == len(choice.rows)
     assert [candidate["chosen"] for candidate in record["fit"]].count(True) == 1
+    assert record["refused"]
     assert all(candidate["refused"] and candidate["time_us"] is None for candidate in record["refused"])
     first = candidate_record(choice.rows[0])
     parts = first["start_us"] + first["stream_us"] + first["exchanges_us"] + first["tail_us"]

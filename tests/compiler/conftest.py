@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import `plans`."""
+"""Lets the tests of this folder import `plans`, `lowered`, `costs` and the like."""
 
 from __future__ import annotations
 

@@ -365,12 +365,44 @@ def test_clusters_that_are_not_resident() -> None:
     check(block(cluster_size=4, ctas_per_sm=2), H200)  # 62 of them with two on an SM
 
 
+def test_shared_memory_may_be_full() -> None:
+    plan, budget = norm(), H100_SXM.smem_budget(norm().config.ctas_per_sm)
+    check(replace(plan, smem_bytes=budget), H100_SXM)
+    with pytest.raises(SharedMemoryExceeded):
+        check(replace(plan, smem_bytes=budget + 1), H100_SXM)
+
+
 def test_residency_does_not_matter_without_a_grid_barrier() -> None:
     check(norm(batch=264, cluster_size=16), H100_SXM)
 
 
 def test_unknown_residency_is_not_refused_here() -> None:
     check(block(), B200)  # the cost model and the runtime ask for it
+
+
+def test_the_last_of_uneven_shares_is_looked_at() -> None:
+    """133 granules of 8 rows over 132 CTAs: the last one alone has two."""
+
+    @cf.fusion
+    def rows(m: cf.ModelConfig, batch: int) -> cf.Outputs:
+        return cf.outputs(y=cf.linear(cf.input("x", (batch, 64)), cf.weight("w", (133 * 8, 64)), shard="out"))
+
+    plan = plan_graph(rows.trace("llama-2-7b"), 132, 1)
+    at = step_of(plan, "gemv")
+    tiles = plan.steps[at].params["tiles"]
+    assert found(plan) == {}
+    late = with_params(plan, at, tiles=replace(tiles, row0=tiles.row0 + Affine.of(1)))
+    assert found(late) == {"addresses": ["w is read past its end: rows 1 to 1065 of 1064, columns 0 to 64 of 64"]}
+
+
+def test_the_last_block_of_a_ranks_rows_is_looked_at() -> None:
+    """32 rows of each of 4 heads of 128: three heads on, and then 32 rows."""
+    plan = block("llama-3.1-8b", 8, 4)
+    at = step_of(plan, "gemv")
+    tiles = plan.steps[at].params["tiles"]
+    assert (tiles.block_rows, tiles.block_stride, tiles.run) == (32, 128, 4 * 32)
+    late = with_params(plan, at, tiles=replace(tiles, row0=tiles.row0 + Affine.of(1)))
+    assert "wq is read past its end: rows 1 to 4097 of 4096, columns 0 to 4096 of 4096" in found(late)["addresses"]
 
 
 def test_the_mutations_change_only_what_they_say() -> None:

@@ -8,9 +8,10 @@ import pytest
 
 import cfdsl as cf
 from cfdsl.compiler import settle as settling
+from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import Choice, choose, weighed
 from cfdsl.compiler.parts import H100_SXM
-from cfdsl.compiler.settle import settle
+from cfdsl.compiler.settle import planned, settle
 from cfdsl.compiler.stages import lower
 from cfdsl.dsl.graph import Graph
 from cfdsl.errors import ConfigError, NoLegalConfig, NotLowered, PlanError
@@ -86,6 +87,7 @@ def test_stages_are_as_large_as_the_warps_want_them(model: str, warps: int) -> N
 
 def test_a_stage_that_no_tokens_fit_is_refused_at_once() -> None:
     said = refused(attention_block.trace("llama-2-7b"), stage_bytes=1024)
+    assert len(said) > 20
     assert all("a step of tokens for 8 warps is 16,384 bytes, a ring stage 1,024" in reasons for reasons in said.values())
 
 
@@ -103,6 +105,16 @@ def test_tiles_in_flight_are_some_of_the_stages() -> None:
 
 
 # ---- settling
+
+
+def test_where_buffers_leave_less_room_there_are_fewer_stages() -> None:
+    """14 stages of 16 KiB, their barriers and all buffers are 6,400 bytes too many: 13 fit. Who asks for 14 is told so instead."""
+    placed = cf.place(attention_block.trace("llama-2-7b", qkv="rows"), cf.Mesh(32, 2))
+    config = Config(32, 2, 14, ctas_per_sm=1)
+    found, asked = (planned(placed, H100_SXM, config, given) for given in (False, True))
+    assert (found.config.stages, asked.config.stages) == (13, 14)
+    assert found.smem_bytes <= H100_SXM.smem_budget(1) < asked.smem_bytes
+    assert planned(placed, H100_SXM, config.with_(stages=12), False).config.stages == 12  # more than was chosen is not taken
 
 
 def test_what_the_cost_model_does_not_know_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,9 @@ import pytest
 from plans import plan_graph
 
 import cfdsl as cf
+from cfdsl.compiler.check import check
+from cfdsl.compiler.parts import H100_SXM
+from cfdsl.compiler.plan import KernelPlan
 from cfdsl.errors import NotLowered
 
 Use = Callable[[cf.Value, cf.Value], cf.Value]  # (spread rows (1, 640), an input of that shape)
@@ -24,13 +27,13 @@ REFUSED: dict[str, tuple[Use, str]] = {
 }
 
 
-def plan_of(use: Use) -> None:
+def plan_of(use: Use) -> KernelPlan:
     @cf.fusion
     def spec(m: cf.ModelConfig, batch: int) -> cf.Outputs:
         y = cf.linear(cf.input("x", (batch, 64)), cf.weight("w", (640, 64)), shard="out")
         return cf.outputs(y=use(y, cf.input("z", (batch, 640))))
 
-    plan_graph(spec.trace("llama-2-7b"), 8, 2)
+    return plan_graph(spec.trace("llama-2-7b"), 8, 2)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -45,7 +48,9 @@ def test_only_elementwise_ops_and_the_grid_take_them(name: str) -> None:
 
 @pytest.mark.parametrize("use", [lambda y, x: cf.silu(y) * x, lambda y, x: cf.cast(y, "f32"), lambda y, x: cf.grid_gather(y)])
 def test_what_takes_them(use: Use) -> None:
-    plan_of(use)
+    plan = plan_of(use)
+    check(plan, H100_SXM)
+    assert [share.rows for share in plan.shares] == [640]
 
 
 def test_a_clusters_rows_are_no_share() -> None:

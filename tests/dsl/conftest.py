@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 import cfdsl as cf
+
+sys.path.insert(0, str(Path(__file__).parent))  # `tracing` and `held`, for the tests of this folder
 
 
 @cf.fusion

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cfdsl as cf
+from cfdsl.dsl.exchange import in_two_rounds
 from cfdsl.dsl.interpret import Traffic, count_traffic, interpret
 from fusions.attention_block import attention_block
 from fusions.rms_norm import rms_norm
@@ -117,6 +118,14 @@ def test_few_splits_are_read_whole() -> None:
     """4 clusters of 2, 2 splits: every CTA reads both splits' terms, and nothing is pushed."""
     grid = counted({"qkv": "grid"}, cf.Mesh(4, 2, 2)).exchanges[-1]
     assert (grid.bytes, grid.pushed) == (2 * (128 + 2 * 8) * 4 * (1 + 8), 0)
+
+
+def test_when_an_all_reduce_takes_two_rounds() -> None:
+    """From 24 KiB that would land in a rank; of several values all together; and only where slices can be pushed, to somebody."""
+    assert [in_two_rounds([size], 2) for size in (3072, 3080)] == [False, True]
+    assert [in_two_rounds(sizes, 2) for sizes in ([1536, 1536], [1536, 1544])] == [False, True]
+    assert [in_two_rounds([size], 4) for size in (1552, 1556)] == [True, False]  # a slice of 389 elements
+    assert not in_two_rounds([2**20], 1)
 
 
 def test_an_all_reduce_of_much_takes_two_rounds() -> None:

@@ -132,6 +132,12 @@ def test_the_default_number_of_tokens_is_what_there_is_room_for(folder: Path) ->
     assert not done.err.startswith("\n")  # there is no bar where there is no terminal
 
 
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsUnusable) as caught:
+        FolderVocabulary(tmp_path)
+    assert list(caught.value.reasons) == ["there is no tokenizer.json"]
+
+
 BROKEN = {
     "tokenizer.json": ("garbage", "tokenizer.json cannot be read: "),
     "generation_config.json": ("garbage", "generation_config.json is not JSON: "),

@@ -44,6 +44,13 @@ def test_models_that_are_refused() -> None:
     del model.forward
     model.model.layers[1].mlp.up_proj = torch.nn.Identity()
     assert "model.layers.1.mlp.up_proj is of class Identity, not Linear" in patch_refused(model, backend="oracle")
+    headless = tiny()
+    headless.lm_head = torch.nn.Identity()
+    assert "lm_head is of class Identity, not Linear" in patch_refused(headless, backend="oracle")
+    loose = tiny()
+    weight = loose.model.layers[0].mlp.up_proj.weight
+    weight.data = weight.data.t().contiguous().t()
+    assert "model.layers.0.mlp.up_proj.weight is not contiguous" in patch_refused(loose, backend="oracle")
     mixed = tiny()
     mixed.lm_head.float()
     assert "its weights have several dtypes: bfloat16, float32" in patch_refused(mixed, backend="oracle")

@@ -141,6 +141,8 @@ def test_no_peer_begins_after_the_budget(on_cpu: list[int]) -> None:
 def test_check_and_time_says_how_it_measured(on_cpu: list[int]) -> None:
     found = benchmark.check_and_time(attention_block, MODEL, FakeKernel(), 20, {})  # type: ignore[arg-type]
     assert found["us"] == 10.0
+    sizes = {"tokens": 21, "positions": 21, "length": 20}
+    assert found["gbps"] == pytest.approx(count_traffic(place(attention_block.trace(MODEL), Mesh(3, 2)), sizes).hbm_bytes / 10.0 / 1e3)
     assert found["relative_error"] < 4e-3
     assert found["note"] == "3 launches in a CUDA graph, 3 sets of tensors, L2 cold; median of 1 replays; 2026-11-23"
 

@@ -128,3 +128,14 @@ def test_one_holder_of_a_lock(tmp_path: Path) -> None:
             with pytest.raises(Timeout):
                 FileLock(tmp_path / "lock" / f"{key}.lock").acquire(timeout=0.01)
     FileLock(tmp_path / "lock" / "k1.lock").acquire(timeout=0.01).lock.release()
+
+
+def test_what_could_not_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*paths: object) -> None:
+        raise OSError("no space left on device")
+
+    cache = KernelCache(tmp_path)
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(CacheUnusable, match="no space left on device"):
+        cache.source("norm", "a = 1\n")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -14,6 +14,7 @@ from cfdsl.compiler.schedule import schedule
 from cfdsl.errors import CacheFull, LengthOutOfRange
 from cfdsl.runtime.contents import content_errors
 from fusions.attention_block import attention_block
+from fusions.embedding import embedding
 from fusions.rms_norm import rms_norm
 
 MODEL = "smollm2-135m"
@@ -78,3 +79,13 @@ def test_what_is_not_given_is_left_out() -> None:
 def test_a_kernel_without_lengths_has_none_to_check() -> None:
     plan = schedule(cf.place(rms_norm.trace(MODEL), cf.Mesh(1, 2)), Config(clusters=1, cluster_size=2, stages=0))
     assert content_errors(plan, {"x": torch.zeros(1, 576)}) == []
+
+
+def test_tokens() -> None:
+    plan = schedule(cf.place(embedding.trace(MODEL), cf.Mesh(4, 1)), Config(clusters=4, cluster_size=1, stages=0))
+    rows = cf.PRESETS[MODEL].vocab
+    for token in (0, rows - 1):
+        assert content_errors(plan, {"token": torch.tensor([token])}) == []
+    for token in (-1, rows):
+        (found,) = content_errors(plan, {"token": torch.tensor([token])})
+        assert str(found) == f"argument 'token' is {token}, outside of 0 to {rows - 1}.\n  remedy: pass a row of the table."

@@ -239,7 +239,9 @@ def test_only_the_long_launch_is_wrong(fake: FakeFactory) -> None:
 
 def test_an_output_that_is_not_written_is_an_error(fake: FakeFactory) -> None:
     fake.flaw = lambda kernel, y: y[0, 0].fill_(float("nan")) if kernel.launches == 1 else None
-    assert all("error inf against float64" in row["error"] for row in bench(fake)["rows"])
+    rows = bench(fake)["rows"]
+    assert rows
+    assert all("error inf against float64" in row["error"] for row in rows)
 
 
 def test_runs_that_differ_are_an_error(fake: FakeFactory) -> None:

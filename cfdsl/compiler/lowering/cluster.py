@@ -178,7 +178,7 @@ def _gather_again(b: Builder, node: Node, mine: list[Vector], cuts: list[Slices]
 def _push(b: Builder, op: str, node: Node, source: str, dst: str, mbar: str, *, n: int, block: int) -> None:
     if block % PUSH:
         why = f"a rank's slice of {block} elements is not a multiple of {PUSH}"
-        raise NotLowered(op=node.op, why=why, advice="use a smaller cluster", src=node.src)
+        raise NotLowered(op=node.word, why=why, advice="use a smaller cluster", src=node.src)
     b.step(
         op, f"{source} -> {dst}, pushed to every rank", reads=(source,), touches=(dst,), src=node.src,
         source=source, dst=dst, mbar=mbar, n=n, block=block,

@@ -35,7 +35,7 @@ def expression(b: Builder, node: Node, where: Where, tiles: RowTiles | None = No
     """The tree that computes `node`'s slice at `where`. `tiles`: the caller wants a fragment of that geometry."""
     value = b.values.get(node)
     if where.block and (tiles or isinstance(value, (Product, Vector)) or node.op == "rms_norm"):
-        raise NotLowered(op=node.op, why="it is needed in blocks of elements, and only launch arguments can be read so", src=node.src)
+        raise NotLowered(op=node.word, why="it is needed in blocks of elements, and only launch arguments can be read so", src=node.src)
     if isinstance(value, Product) and (tiles or where != Where()):
         value = flush(b, node)
     known = _known(b, node, value, where, tiles)
@@ -67,7 +67,7 @@ def _known(b: Builder, node: Node, value: object, where: Where, tiles: RowTiles 
     if isinstance(value, GlobalTerms):
         if tiles is None or where != Where():
             why = "softmax terms of several clusters are only combined where a product reads all of them"
-            raise NotLowered(op=node.op, why=why, src=node.src)
+            raise NotLowered(op=node.word, why=why, src=node.src)
         terms = (value.splits, value.heads, value.dim)
         return Expr("terms", value.outs, args=(Expr("var", value.stats),), terms=terms)
     if isinstance(value, GlobalVector):
@@ -91,7 +91,7 @@ def _computed(b: Builder, node: Node, where: Where, tiles: RowTiles | None) -> E
         return Expr(node.op, args=(expression(b, node.args[0], where, tiles),))
     if node.op in ("add", "mul"):
         return Expr(node.op, args=tuple(operand(b, node, arg, where, tiles) for arg in node.args))
-    raise NotLowered(op=node.op, why="its value is not available elementwise here", src=node.src)
+    raise NotLowered(op=node.word, why="its value is not available elementwise here", src=node.src)
 
 
 def operand(b: Builder, node: Node, arg: Node, where: Where, tiles: RowTiles | None) -> Expr:
@@ -139,7 +139,7 @@ def aligned(b: Builder, node: Node, arg: Node, where: Where) -> Where:
             return where
         if theirs != Placement() or prod(arg.type.shape) != rows or prod(node.type.shape) != rows:
             why = f"an operand of shape {list(arg.type.shape)} placed {theirs} meets rows spread over all CTAs"
-            raise NotLowered(op=node.op, why=why, src=node.src)
+            raise NotLowered(op=node.word, why=why, src=node.src)
         share = b.shares[f"rows{rows}"]
         return where.moved(Affine.of(**{share.symbol: share.granule}))
     return cut(b, node, arg, where)
@@ -155,7 +155,7 @@ def cut(b: Builder, node: Node, arg: Node, where: Where) -> Where:
     spread = [whole == size for whole, size in zip(arg.type.shape, node.type.shape[missing:])]
     want = tuple(size if full else 1 for size, full in zip(b.local(node)[missing:], spread))
     if prod(want) != prod(b.local(node)):
-        raise NotLowered(op=node.op, why=f"an operand of shape {list(arg.type.shape)} is broadcast over elements", src=node.src)
+        raise NotLowered(op=node.word, why=f"an operand of shape {list(arg.type.shape)} is broadcast over elements", src=node.src)
     at, inner = Affine(), [dim for dim in range(len(want)) if want[dim] != have[dim]]
     for axis in ("grid", "cluster"):
         placed = getattr(mine, axis)
@@ -166,7 +166,7 @@ def cut(b: Builder, node: Node, arg: Node, where: Where) -> Where:
     if not inner or prod(want[: inner[-1]]) == 1:
         return where.moved(at)
     if where != Where() or any(prod(want[:dim]) != 1 for dim in inner[:-1]):
-        raise NotLowered(op=node.op, why=f"its slice of an operand of shape {list(arg.type.shape)} is not a run of it", src=node.src)
+        raise NotLowered(op=node.word, why=f"its slice of an operand of shape {list(arg.type.shape)} is not a run of it", src=node.src)
     return Where(at, prod(want[inner[-1] :]), prod(have[inner[-1] :]))
 
 
@@ -203,7 +203,7 @@ def row_tiles(cols: int, warps: int) -> RowTiles:
 def mean_square(b: Builder, x: Node, node: Node, where: Where, tiles: RowTiles) -> str:
     """A step that leaves (sum of squares of this slice of `x`) / (length of the whole row) in a variable."""
     if tiles.cols % CHUNK:
-        raise NotLowered(op=node.op, why=f"a slice of {tiles.cols} elements is not a multiple of {CHUNK}", src=node.src)
+        raise NotLowered(op=node.word, why=f"a slice of {tiles.cols} elements is not a multiple of {CHUNK}", src=node.src)
     held = fragment_var(b, x, where, tiles)
     scratch = b.buffer("scratch", (b.config.warps,))
     out = b.variable("mean")

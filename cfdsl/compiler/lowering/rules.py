@@ -41,13 +41,13 @@ def lower_node(b: Builder, node: Node) -> None:
     rule = RULES.get(node.op)
     if node.op not in OF_SHARES and any(b.spread(arg) for arg in node.args):
         why = "an argument is spread over all CTAs, in shares that may be uneven"
-        raise NotLowered(op=node.op, why=why, advice="call grid_gather on it first", src=node.src)
+        raise NotLowered(op=node.word, why=why, advice="call grid_gather on it first", src=node.src)
     rows = node.args[1] if node.op == "append" else node.args[0] if node.op == "mean_square" else node
     view = node.op == "slice_grid" or (node.op == "item" and node.args[0].op == "split")
     if rule is not None and node.op != "linear" and not view and b.local(rows)[0] != 1:
         why = f"a cluster has {b.local(rows)[0]} rows of it; only one is lowered"
-        raise NotLowered(op=node.op, why=why, src=node.src)
+        raise NotLowered(op=node.word, why=why, src=node.src)
     if rule is not None:
         rule(b, node)
     elif node.op not in WHERE_NEEDED:
-        raise NotLowered(op=node.op, src=node.src)
+        raise NotLowered(op=node.word, src=node.src)

@@ -12,7 +12,6 @@ from cfdsl.errors import CfdslError, NeedsReduce, PlacementMismatch, ShardDoesNo
 AXES = ("grid", "cluster", "split")
 SUM = Partial(ReduceOp.SUM)
 TUPLES = (Partial(ReduceOp.LSE), Partial(ReduceOp.ARGMAX))  # terms of several numbers
-WORDS = {"slice_grid": "x[axis]", "slice_cluster": "shard"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Site:
         """The op as the user wrote it."""
         if self.node.op == "output":
             return f"output {self.node.attr('name')!r}"
-        return WORDS.get(self.node.op, self.node.op)
+        return self.node.word
 
     def shape(self, index: int) -> tuple[Dim, ...]:
         return self.node.args[index].type.shape
@@ -37,8 +36,7 @@ class Site:
     def name(self, index: int) -> str:
         """How messages call an argument: a leaf's own name, else what made it and where."""
         node = self.node.args[index]
-        node = node.args[0] if node.op == "item" else node
-        return str(node.attr("name") or f"the result of {WORDS.get(node.op, node.op)} (line {node.src.line})")
+        return str(node.attr("name") or f"the result of {node.word} (line {node.src.line})")
 
     def mismatch(self, problem: str, legal: str) -> CfdslError:
         return PlacementMismatch(op=self.op, problem=problem, legal=legal, src=self.node.src)

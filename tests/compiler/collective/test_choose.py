@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfdsl.compiler.collective.check_bytes import byte_faults
-from cfdsl.compiler.collective.choose import candidates, choose, explain, ranked
+from cfdsl.compiler.collective.choose import _folded_bytes, candidates, choose, explain, ranked
 from cfdsl.compiler.collective.design import Design
 from cfdsl.compiler.collective.designs import ALGORITHMS, design, refusals
 from cfdsl.compiler.collective.lower import plan_of
@@ -39,6 +39,13 @@ def test_the_estimate_of_an_all_reduce_over_4_ranks_is_near_what_was_measured(fl
     push = next(c for c in found if c.algorithm == "push")
     assert push.cycles == pytest.approx(70 + 240 + 16 * floats / 16 + 4 * max(16, 4 * floats) / 124)
     assert push.cycles == pytest.approx(measured, rel=0.2)
+
+
+def test_a_rank_combines_all_rows_or_of_each_round_two() -> None:
+    """Of 8 ranks: 8 rows, or 2 in each of 3 rounds."""
+    _, found = choose(Collective("reduce", "sum", (128,), "f32", 8), PART)
+    made = {c.algorithm: c.design for c in found if c.design is not None}
+    assert (_folded_bytes(made["push"]), _folded_bytes(made["doubling"])) == (8 * 512, 2 * 3 * 512)
 
 
 def test_what_lies_in_device_memory_is_multicast_once_and_pushed_in_a_loop() -> None:

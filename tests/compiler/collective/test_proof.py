@@ -10,7 +10,7 @@ from protocols import LONG, SCALAR, changed, everything, found, nth, protocol, s
 
 from cfdsl.compiler.collective.check import check, faults
 from cfdsl.compiler.collective.designs import design, place_all
-from cfdsl.compiler.collective.protocol import ARM, FENCE, MEET, PUSH, SYNC, WAIT, WRITE, Act, Protocol, protocol_text
+from cfdsl.compiler.collective.protocol import ARM, FENCE, MEET, PUSH, ROOT, SYNC, WAIT, WRITE, Act, Protocol, protocol_text
 from cfdsl.compiler.collective.request import Collective
 from cfdsl.errors import PlanError
 
@@ -117,3 +117,10 @@ def test_the_text_says_who_does_what() -> None:
     assert "st.async 4 B of a register to root, into ack, on round 1 of call i - 1" in text
     assert "st.async 4 B of a register to each, into box, on round 0" in protocol_text(SCALAR)
     assert "multicast 3072 B of device memory to each, into box, on round 0" in protocol_text(GATHERS[3])
+
+
+@pytest.mark.parametrize("kind", ["reduce", "reduce_scatter", "gather", "broadcast"])
+def test_through_device_memory_every_rank_writes_its_row_but_of_a_broadcast_the_root_alone(kind: str) -> None:
+    acts = protocol(kind, "global").acts
+    wrote = [act.only for act in acts if act.do == WRITE and act.places == ("rows",)]
+    assert wrote == [ROOT if kind == "broadcast" else ""]

@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import `plain_model`."""
+"""Lets the tests of this folder import `plain_model` and `on_oracle`."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def write(tmp_path: Path) -> Write:
 
     def made(
         quantised: bool = False, drop: str = "", architecture: str = "llama", more: dict[str, Any] | None = None,
-        leave: tuple[str, ...] = (), template: str = TEMPLATE,
+        leave: tuple[str, ...] = (), template: str = TEMPLATE, extra: str = "",
     ) -> Path:  # fmt: skip
         writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
         writer.add_name("a tiny model")
@@ -79,6 +79,8 @@ def write(tmp_path: Path) -> Write:
                     writer.add_tensor(theirs, gguf.quants.quantize(values, kind), raw_dtype=kind)
                 else:
                     writer.add_tensor(theirs, values)
+        if extra:
+            writer.add_tensor(extra, torch.ones(32).numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -99,6 +101,7 @@ def test_the_config_and_the_weights_are_those_of_the_file(write: Write) -> None:
 
 def test_quantised_weights_are_taken_out_of_their_blocks(write: Write) -> None:
     want, got = random_weights(MODEL, "f16"), GgufFile(write(quantised=True)).weights("bf16")
+    assert set(got) == set(want)
     for name, tensor in got.items():
         assert tensor.dtype == torch.bfloat16
         assert 0 < (tensor.float() - want[name].float()).norm() < 1e-2 * want[name].float().norm(), name
@@ -139,6 +142,21 @@ def test_another_architecture_is_refused(write: Write) -> None:
 def test_scaled_frequencies_are_refused(write: Write) -> None:
     with pytest.raises(ModelUnsupported, match="its rotary frequencies are scaled by 'yarn'; known is linear"):
         GgufFile(write(more={"llama.rope.scaling.type": "yarn"}))
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"extra": "rope_freqs.weight"}, "its rotary frequencies are scaled by a table (rope_freqs.weight)"),
+        ({"extra": "blk.0.attn_q.bias"}, "its projections have biases (blk.0.attn_q.bias)"),
+        ({"drop": "token_embd.weight"}, "it has no tensor token_embd.weight"),
+        ({"more": {"llama.expert_count": 8}}, "it is a mixture of 8 experts"),
+    ],
+)
+def test_tensors_that_a_decoder_does_not_have_are_refused(write: Write, how: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelUnsupported) as caught:
+        GgufFile(write(**how))
+    assert list(caught.value.reasons) == [reason]
 
 
 @pytest.mark.parametrize(
@@ -241,11 +259,18 @@ def test_a_stream_shows_a_character_when_it_is_whole(write: Write) -> None:
     assert list(text.stream(tokens[:-2])) == ["hello", " ", "\ufffd"]  # the answer ended within a character
 
 
-def test_an_unknown_tokenizer_is_refused(write: Write) -> None:
+@pytest.mark.parametrize(
+    ("entry", "value", "says"),
+    [
+        ("pre", "llama-bpe", "its tokenizer cuts words by the rules of 'llama-bpe'; known are gpt-2, smollm"),
+        ("model", "llama", "its tokenizer is 'llama'; known is gpt2 \\(byte-level BPE\\)"),
+    ],
+)
+def test_an_unknown_tokenizer_is_refused(write: Write, entry: str, value: str, says: str) -> None:
     file = GgufFile(write())
     known = file.metadata
-    file.metadata = lambda key: "llama-bpe" if key == "tokenizer.ggml.pre" else known(key)  # type: ignore[method-assign]
-    with pytest.raises(ModelUnsupported, match="its tokenizer cuts words by the rules of 'llama-bpe'; known are gpt-2, smollm"):
+    file.metadata = lambda key: value if key == f"tokenizer.ggml.{entry}" else known(key)  # type: ignore[method-assign]
+    with pytest.raises(ModelUnsupported, match=says):
         Text(file)
 
 
