@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from cfdsl.compiler.config import Config
     from cfdsl.compiler.cost import explain
     from cfdsl.dsl.interpret import interpret
-    from cfdsl.runtime.build import best_options, compile
+    from cfdsl.runtime.build import best_options, compile, plan
     from cfdsl.runtime.collective import collective, collective_algorithms
     from cfdsl.runtime.kernel import Kernel
     from cfdsl.runtime.oracle import Oracle, oracle
@@ -121,6 +121,7 @@ __all__ = [
     "outputs",
     "parse",
     "place",
+    "plan",
     "reshape",
     "rms_norm",
     "rope",
@@ -137,6 +138,7 @@ __all__ = [
 _LAZY = {
     "compile": "cfdsl.runtime.build",
     "best_options": "cfdsl.runtime.build",
+    "plan": "cfdsl.runtime.build",
     "collective": "cfdsl.runtime.collective",
     "collective_algorithms": "cfdsl.runtime.collective",
     "Kernel": "cfdsl.runtime.kernel",

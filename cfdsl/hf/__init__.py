@@ -27,9 +27,8 @@ def patch(model: nn.Module, *, dtype: str | None = None, backend: Literal["kerne
     compiled at the first decode call.
 
     Raises PatchRefused, ModelUnsupported or NoTarget, or `Errors` with all of them; then what the compiler has against the model's sizes,
-    such as NoLegalConfig. What only a call can show is raised by the call, as
-    DecodeRefused, all of it at once: batch above 1, another cache than StaticCache, padding, hidden states asked for, and so on
-    (docs/huggingface.md lists it).
+    such as NoLegalConfig. What only a call can show is raised by the call, as DecodeRefused, all of it at once: batch above 1, another
+    cache than StaticCache, padding, hidden states asked for, and so on (docs/huggingface.md lists it).
     """
     from cfdsl.hf.patching import patch as patch_
 

@@ -40,14 +40,10 @@ def changed_errors(model: Any, dtype: str, backend: str) -> list[CfdslError]:
 
 
 def plan_errors(sizes: ModelConfig, dtype: str, part: Any = None) -> list[CfdslError]:
-    """What the compiler has against a decode step of these sizes: nothing is compiled, but all of it is planned, which the first decode
-    call then finds done. part: None for the GPU at hand."""
-    step = importlib.import_module("fusions.decoder.step")  # fusions lie above this floor
-    try:
-        step.kernels(sizes, dtype, "kernel", part, sizes.max_positions, "whole", {})
-    except CfdslError as error:
-        return [error]
-    return []
+    """What the compiler has against a decode step of these sizes, which is planned and not compiled. part: None for the GPU at hand."""
+    step = importlib.import_module("fusions.decoder.step")  # fusions lie above this floor: see `session.decoder_class`
+    found: list[CfdslError] = step.plan_errors(sizes, dtype, part, sizes.max_positions)
+    return found
 
 
 def model_config(model: Any) -> ModelConfig:

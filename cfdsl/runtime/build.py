@@ -62,15 +62,29 @@ def compile(
     fusion (its dataflows) and fields of Config that the cost model shall not choose. `sizes`: what the cost model shall assume for
     named sizes, such as {"tokens": 16384}. Equal requests give the same Kernel object. Raises one error with every mistake of the request.
     """
+    kernel: Kernel = from_lowered(_lowered(fusion, model, batch, dtype, part, sizes, settings))
+    if part is None:
+        kernel.prepare()
+    return kernel
+
+
+def plan(
+    fusion: Fusion, model: ModelConfig | str, batch: int = 1, dtype: str = "bf16", *, part: Part | str | None = None,
+    sizes: Mapping[str, int] | None = None, **settings: Any,
+) -> KernelPlan:  # fmt: skip
+    """The plan, chosen and checked, of the kernel that `compile` makes of the same arguments. Nothing is compiled. Raises as `compile`."""
+    return _lowered(fusion, model, batch, dtype, part, sizes, settings).plan
+
+
+def _lowered(
+    fusion: Fusion, model: ModelConfig | str, batch: int, dtype: str, part: Part | str | None, sizes: Mapping[str, int] | None,
+    settings: Mapping[str, Any],
+) -> Lowered:  # fmt: skip
     found, target, options, overrides = _asked(fusion, model, batch, dtype, part, settings)
     toolchain.default_arch(target.arch)  # before what follows: lowering imports the primitives, and with them CuTe DSL
     from cfdsl.compiler.stages import lower
 
-    lowered = lower(fusion, found, batch, dtype, target, overrides, options, sizes, KeptChoices(KernelCache()))
-    kernel: Kernel = from_lowered(lowered)
-    if part is None:
-        kernel.prepare()
-    return kernel
+    return lower(fusion, found, batch, dtype, target, overrides, options, sizes, KeptChoices(KernelCache()))
 
 
 def best_options(

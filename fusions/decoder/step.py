@@ -102,11 +102,29 @@ def kernels(
         if backend == "oracle":
             made[name] = cf.oracle(fusion, model, 1, dtype, **chosen)
         else:
-            how: dict[str, Any] = {"part": part, "sizes": {"tokens": min(capacity, 4096)}}  # what a cache is planned for: it is seldom full
-            if "qkv" in fusion.options and "qkv" not in chosen:
-                chosen |= cf.best_options(fusion, model, 1, dtype, among=DATAFLOWS, **how, **chosen)
-            made[name] = cf.compile(fusion, model, 1, dtype, **how, **chosen)
+            made[name] = cf.compile(fusion, model, 1, dtype, **_how(fusion, model, dtype, part, capacity, chosen))
     return made
+
+
+def plan_errors(model: cf.ModelConfig, dtype: str, part: Any, capacity: int) -> list[cf.CfdslError]:
+    """What the compiler has against the kernels of a step, one kernel per layer: all of them are planned, and none is compiled."""
+
+    def planned(name: str, needed: Mapping[str, Any]) -> None:
+        fusion = fusions.find(name)
+        cf.plan(fusion, model, 1, dtype, **_how(fusion, model, dtype, part, capacity, needed))
+
+    errors: list[cf.CfdslError] = []
+    for name, needed in options("whole").items():
+        cf.errors.attempt(errors, planned, name, needed)
+    return errors
+
+
+def _how(fusion: cf.Fusion, model: cf.ModelConfig, dtype: str, part: Any, capacity: int, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords for `cf.compile`: what is chosen, the dataflow of attention where that is not, and how full a cache is planned for."""
+    how: dict[str, Any] = {**chosen, "part": part, "sizes": {"tokens": min(capacity, 4096)}}  # it is seldom full
+    if "qkv" in fusion.options and "qkv" not in chosen:
+        how |= cf.best_options(fusion, model, 1, dtype, among=DATAFLOWS, **how)
+    return how
 
 
 def launches(

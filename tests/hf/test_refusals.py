@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,6 +95,13 @@ def test_sizes_that_the_compiler_has_no_plan_for_are_refused_by_patch() -> None:
     [error] = plan_errors(sizes.with_(intermediate=40_000), "bf16", "h100-sxm")
     assert isinstance(error, NoLegalConfig)
     assert "the vector that rows of w_down meet takes about" in str(error)
+
+
+def test_patch_plans_and_does_not_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CFDSL_CACHE_DIR", str(tmp_path))
+    assert plan_errors(model_config(tiny()), "bf16", "h100-sxm") == []
+    assert list((tmp_path / "choice").iterdir())
+    assert not (tmp_path / "kernel").exists()
 
 
 def test_arguments_of_patch_that_no_one_would_give() -> None:
