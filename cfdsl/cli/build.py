@@ -29,7 +29,6 @@ def weighed_for(request: Request) -> tuple[Sequence[Candidate], list[CfdslError]
     from cfdsl.compiler.schedule import schedule
     from cfdsl.compiler.settle import settle
     from cfdsl.dsl.place import place
-    from cfdsl.dsl.placement import Mesh
 
     graph = request.fusion.trace(request.model, request.batch, request.dtype, **request.options)
     asked = (graph, request.part, request.overrides, sizes(request))
@@ -37,7 +36,7 @@ def weighed_for(request: Request) -> tuple[Sequence[Candidate], list[CfdslError]
     choice = attempt(errors, settle, *asked)
     if choice is not None:
         config = choice.config
-        attempt(errors, schedule, place(graph, Mesh(config.clusters, config.cluster_size, config.splits)), config)
+        attempt(errors, schedule, place(graph, config.mesh), config)
         return choice.rows, errors
     rows = weighed(*asked)
     beyond = [limit.error for limit in limits(graph)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cfdsl.cli.complaints import BadCompanion
 from cfdsl.dsl.fusion import Fusion, def_line
-from cfdsl.errors import ArgumentError, CfdslError, Errors
+from cfdsl.errors import ArgumentError, CfdslError, singles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ def blamed_on_examples(fusion: Fusion) -> Iterator[None]:
     try:
         yield
     except CfdslError as error:
-        for each in error.errors if isinstance(error, Errors) else (error,):
+        for each in singles(error):
             if isinstance(each, ArgumentError) and each.src is None:
                 each.src = def_line(fusion.example_inputs)
         raise

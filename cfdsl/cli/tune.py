@@ -14,7 +14,7 @@ from cfdsl.cli.companions import companion_errors
 from cfdsl.cli.complaints import NeedsGpu
 from cfdsl.cli.files import file_errors
 from cfdsl.cli.measuring import JsonFile, command_line, deliver, progress
-from cfdsl.cli.report import request_record
+from cfdsl.cli.report import request_record, shape_text
 from cfdsl.cli.request import Request, resolve, takes_request
 from cfdsl.cli.tables import panel, table
 from cfdsl.cli.units import plural
@@ -96,10 +96,7 @@ def tune_panel(record: dict[str, Any]) -> Any:
         spare=("GB/s", "error", "in flight", "ring", "estimate off"),
     )  # fmt: skip
     for row in rows:
-        shape = row["shape"]
-        groups = shape["clusters"] // shape["splits"]
-        name = f"{groups} x {shape['splits']} x {shape['cluster_size']}" if shape["splits"] > 1 else f"{groups} x {shape['cluster_size']}"
-        first = ("[green]*[/green]" if row["chosen"] else "", name, str(shape["ctas_per_sm"]))
+        first = ("[green]*[/green]" if row["chosen"] else "", shape_text(row["shape"]), str(row["shape"]["ctas_per_sm"]))
         if row["problem"]:
             made.add_row(*first, "", "", f"{row['estimate_us']:.1f}", "-", "", "", "", f"[red]{escape(row['problem'])}[/red]")
             continue

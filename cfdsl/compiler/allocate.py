@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import prod
 
 from cfdsl.compiler.builder import BufferSpec, Builder
+from cfdsl.compiler.geometry import BARRIER_BYTES
 from cfdsl.compiler.plan import Barrier, Buffer, Ring, Step
 from cfdsl.dsl.graph import ITEMSIZE
 
-BARRIER_BYTES = 8
 ALIGN = 16
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from cfdsl.dsl.placement import Mesh
+
 CLUSTER_SIZES = (1, 2, 4, 8, 16)
 
 
@@ -46,6 +48,11 @@ class Config:
     def groups(self) -> int:
         """Holders of different units."""
         return self.clusters // self.splits
+
+    @property
+    def mesh(self) -> Mesh:
+        """What values are placed on."""
+        return Mesh(self.clusters, self.cluster_size, self.splits)
 
     @property
     def ctas(self) -> int:

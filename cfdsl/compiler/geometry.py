@@ -8,6 +8,7 @@ from cfdsl.compiler.affine import Affine
 
 CHUNK = 8  # elements that a thread has of a fragment at a time
 COPY_BYTES = 16  # bulk copies and st.async pushes of 4 words move multiples of this, from and to multiples of it
+BARRIER_BYTES = 8  # of an mbarrier
 WARP_SPLITS = (16, 8, 4, 2, 1)  # warps that may share a row
 MAX_PIECES = 16  # of a row that is longer than a stage
 REGISTERS_PER_SM = 65536

@@ -33,6 +33,11 @@ class Arg:
     mutated: bool = False
     align: int = 16
 
+    @property
+    def elements(self) -> int:
+        """How many it has, a dimension whose size only the launch knows counted as one."""
+        return prod(dim for dim in self.shape if isinstance(dim, int))
+
 
 @dataclass(frozen=True)
 class Ring:

@@ -16,7 +16,7 @@ from cfdsl.compiler.lowering.stores import clear_sums, share_of, store
 from cfdsl.compiler.lowering.values import stored
 from cfdsl.compiler.plan import TRACE_ARG, Arg, KernelPlan, Ring
 from cfdsl.compiler.signature import signature
-from cfdsl.dsl.graph import ITEMSIZE, Node
+from cfdsl.dsl.graph import ITEMSIZE, POINTWISE, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Shard
 from cfdsl.errors import CfdslError, ConfigError, DuplicateName, raise_all
@@ -98,8 +98,7 @@ def _from_arguments(b: Builder, node: Node) -> bool:
     """Whether a value is a cheap elementwise function of launch arguments alone, held by everybody."""
     if node.op in ("input", "weight"):
         return True
-    cheap = node.op in ("add", "mul", "silu", "gelu", "cast")
-    return cheap and all(_from_arguments(b, arg) for arg in node.args) and not isinstance(b.placed.of(node).cluster, Shard)
+    return node.op in POINTWISE and all(_from_arguments(b, arg) for arg in node.args) and not isinstance(b.placed.of(node).cluster, Shard)
 
 
 def _args(b: Builder) -> tuple[Arg, ...]:

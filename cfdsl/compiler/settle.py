@@ -6,7 +6,7 @@ and where that is refused, the next; a refused one is told with its reason, like
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,17 +15,17 @@ from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost import Candidate, Choice, choose, early_tiles, tiles_in_flight
 from cfdsl.compiler.cost.candidates import refused_by_error
 from cfdsl.compiler.cost.overrides import MIN_STAGES
-from cfdsl.compiler.cost.refusals import once_each
+from cfdsl.compiler.cost.refusals import no_legal_config, once_each
+from cfdsl.compiler.geometry import BARRIER_BYTES
 from cfdsl.compiler.limits import limits
 from cfdsl.compiler.parts import Part
 from cfdsl.compiler.plan import KernelPlan
 from cfdsl.compiler.schedule import schedule
 from cfdsl.dsl.graph import Graph
 from cfdsl.dsl.place import PlacedGraph, place
-from cfdsl.dsl.placement import Mesh
-from cfdsl.errors import CfdslError, Errors, NoLegalConfig, PlanError
+from cfdsl.errors import CfdslError, PlanError, singles
 
-BARRIERS_PER_STAGE = 16  # bytes: one full and one empty barrier
+BARRIERS_PER_STAGE = 2 * BARRIER_BYTES  # one full and one empty barrier
 
 
 def settle(graph: Graph, part: Part, overrides: Mapping[str, Any] | None = None, sizes: Mapping[str, int] | None = None) -> Choice:
@@ -59,9 +59,9 @@ def _with_flight(part: Part, config: Config, overrides: Mapping[str, Any]) -> Co
 def _refusal(graph: Graph, part: Part, config: Config, stages_given: bool) -> CfdslError | None:
     """Why a config cannot be lowered, if it cannot. A plan that is wrong is a mistake of the compiler, and raised."""
     try:
-        check(planned(place(graph, Mesh(config.clusters, config.cluster_size, config.splits)), part, config, stages_given), part)
+        check(planned(place(graph, config.mesh), part, config, stages_given), part)
     except CfdslError as error:
-        if any(isinstance(single, PlanError) for single in _singles(error)):
+        if any(isinstance(single, PlanError) for single in singles(error)):
             raise
         return error
     return None
@@ -79,12 +79,7 @@ def planned(placed: PlacedGraph, part: Part, config: Config, stages_given: bool,
 
 def _none_holds(graph: Graph, part: Part, overrides: Mapping[str, Any], tried: list[tuple[Candidate, CfdslError]]) -> CfdslError:
     rows, errors = zip(*tried)
-    if len({tuple(single.message for single in _singles(error)) for error in errors}) == 1:
+    if len({tuple(single.message for single in singles(error)) for error in errors}) == 1:
         first: CfdslError = errors[0]
         return first
-    given = " with " + ", ".join(f"{name}={value}" for name, value in overrides.items()) if overrides else ""
-    return NoLegalConfig(fusion=graph.name, part=part.name, given=given, reasons=once_each(rows))
-
-
-def _singles(error: CfdslError) -> Iterator[CfdslError]:
-    yield from error.errors if isinstance(error, Errors) else (error,)
+    return no_legal_config(graph, part, overrides, once_each(rows))

@@ -21,10 +21,9 @@ from cfdsl.compiler.settle import planned, settle
 from cfdsl.dsl.fusion import Fusion
 from cfdsl.dsl.graph import Graph
 from cfdsl.dsl.place import PlacedGraph, place
-from cfdsl.dsl.placement import Mesh
 from cfdsl.dsl.text import to_text
 from cfdsl.dsl.verify import verify
-from cfdsl.errors import CfdslError, Errors, NoLegalConfig, raise_all
+from cfdsl.errors import CfdslError, NoLegalConfig, raise_all, singles
 from cfdsl.models import ModelConfig
 
 
@@ -108,15 +107,14 @@ def _choose(at: Lowered) -> Config:
     try:
         return at.choice.config
     except CfdslError as error:
-        singles = error.errors if isinstance(error, Errors) else (error,)
         beyond = [limit.error for limit in limits(at.graph)]  # what fits no kernel is no config's fault
-        raise_all([*beyond, *(single for single in singles if not beyond or not isinstance(single, NoLegalConfig))])
+        raise_all([*beyond, *(single for single in singles(error) if not beyond or not isinstance(single, NoLegalConfig))])
         raise
 
 
 def place_on_mesh(at: Lowered) -> None:
     """Give every value its placement on the chosen mesh."""
-    at.placed = place(at.graph, Mesh(at.chosen.clusters, at.chosen.cluster_size, at.chosen.splits))
+    at.placed = place(at.graph, at.chosen.mesh)
 
 
 def make_plan(at: Lowered) -> None:

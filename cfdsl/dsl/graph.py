@@ -24,6 +24,7 @@ COLLECTIVES = CLUSTER_COLLECTIVES + GRID_COLLECTIVES
 LEAVES = ("input", "weight", "kv_cache")
 TOKENS_DIM = {"bhtd": 2, "bthd": 1}  # of a cache's tensors, by its layout: the dimension that is the capacity
 WORDS = {"slice_grid": "x[axis]", "slice_cluster": "shard"}  # what the author of a spec writes for an op, where that is another word
+POINTWISE = ("add", "mul", "silu", "gelu", "cast")  # an element of the result is made of one element of each argument
 VIEWS = ("slice_grid", "slice_cluster", "split_heads", "merge_heads", "reshape", "split", "item")  # the same elements, or some of them
 
 

@@ -6,7 +6,7 @@ Every class is a keyword-only record: its fields fill the two fixed sentences `_
 
 from __future__ import annotations
 
-from cfdsl.errors.base import CfdslError, Errors, SourceLine, attempt, is_whole, listed, raise_all
+from cfdsl.errors.base import CfdslError, Errors, SourceLine, attempt, is_whole, listed, raise_all, singles
 from cfdsl.errors.compiler import AlgorithmUnsupported, CompileFailed, ConfigError, NoLegalConfig, NotLowered, PlanError
 from cfdsl.errors.hf import DecodeRefused, NotPatched, PackageMissing, PatchedCopy, PatchRefused, PeerUnsupported, WeightsUnusable
 from cfdsl.errors.models import (
@@ -104,4 +104,5 @@ __all__ = [
     "is_whole",
     "listed",
     "raise_all",
+    "singles",
 ]

@@ -67,11 +67,16 @@ class Errors(CfdslError):
         return "\n".join(text)
 
 
+def singles(error: CfdslError) -> tuple[CfdslError, ...]:
+    """The mistakes of an error, one by one: all of an `Errors`, else the error itself."""
+    return tuple(error.errors) if isinstance(error, Errors) else (error,)
+
+
 def raise_all(errors: Iterable[CfdslError]) -> None:
     """Raise nothing, the one mistake, or one `Errors` with all of them (nested groups flattened, repeats dropped)."""
     flat: dict[str, CfdslError] = {}
     for error in errors:
-        for single in error.errors if isinstance(error, Errors) else (error,):
+        for single in singles(error):
             flat.setdefault(f"{type(single).__name__}: {single}", single)
     if len(flat) == 1:
         raise next(iter(flat.values()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
 from cfdsl.compiler.accesses import accesses
 from cfdsl.compiler.geometry import CHUNK, COPY_BYTES
@@ -15,7 +14,7 @@ Found = Iterator[CfdslError]
 
 def vectors(plan: KernelPlan) -> Found:
     """Elementwise reads and stores stay within their argument."""
-    sizes = {arg.name: prod(dim for dim in arg.shape if isinstance(dim, int)) for arg in plan.args}
+    sizes = {arg.name: arg.elements for arg in plan.args}
     for step in plan.steps:
         for access in accesses(plan, step):
             starts = [access.offset.at(at) for at in corners(plan)]

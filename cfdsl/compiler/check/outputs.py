@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
 from cfdsl.compiler.accesses import WRITE, Run, accesses
 from cfdsl.compiler.plan import KernelPlan
@@ -14,7 +13,7 @@ Found = Iterator[CfdslError]
 
 def stored_whole(plan: KernelPlan) -> Found:
     """No element of an output or of a gathered workspace is left as it was."""
-    sizes = {arg.name: prod(dim for dim in arg.shape if isinstance(dim, int)) for arg in plan.args}
+    sizes = {arg.name: arg.elements for arg in plan.args}
     runs: dict[str, list[Run]] = {arg.name: [] for arg in plan.args if arg.role == "output"}
     sources = {}
     for step in plan.steps:
@@ -34,7 +33,7 @@ def stored_whole(plan: KernelPlan) -> Found:
 
 def terms_once(plan: KernelPlan) -> Found:
     """Each cluster adds one term to each element of a sum: two ranks that have the same term do not both add it."""
-    sizes = {arg.name: prod(dim for dim in arg.shape if isinstance(dim, int)) for arg in plan.args}
+    sizes = {arg.name: arg.elements for arg in plan.args}
     for step in plan.steps:
         if step.op != "atomic_add":
             continue

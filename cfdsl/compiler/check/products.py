@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
 from cfdsl.compiler.accesses import rows_of
 from cfdsl.compiler.check.memory import corners
@@ -23,7 +22,7 @@ def addresses(plan: KernelPlan) -> Found:
             continue
         tiles: RowTiles = step.params["tiles"]
         stream = plan.streams[step.params["stream"]]
-        rows = prod(dim for dim in args[stream.name].shape if isinstance(dim, int)) // tiles.ld
+        rows = args[stream.name].elements // tiles.ld
         first, last = _rows(plan, tiles)
         cols = [tiles.col0.at(at) for at in corners(plan)]
         if first < 0 or last > rows or min(cols) < 0 or max(cols) + tiles.cols > tiles.ld:

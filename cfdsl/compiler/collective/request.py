@@ -8,12 +8,13 @@ from math import prod
 
 from cfdsl.compiler.config import CLUSTER_SIZES
 from cfdsl.compiler.parts import Part
+from cfdsl.dsl.graph import ITEMSIZE
 from cfdsl.errors import ArgumentError, CfdslError, ClusterSizeUnsupported, ShardDoesNotDivide, is_whole
 
 KINDS = ("reduce", "reduce_scatter", "gather", "broadcast")
 OPERATORS = ("sum", "max", "min", "lse")
 WARPS = (1, 2, 4, 8)
-WIDTH = {"f32": 4, "bf16": 2, "f16": 2}
+WIDTH = {dtype: ITEMSIZE[dtype] for dtype in ("f32", "bf16", "f16")}  # bytes of an element of each type that there is
 LEAST_BYTES = 4
 MOST_ELEMENTS = 2**28  # of a tensor: offsets are 32-bit, and rows in device memory come in two sets and grow to four words an element
 MOST_REPEAT = 2**31 - 1  # calls are counted in 32 bits

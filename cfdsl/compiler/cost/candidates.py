@@ -11,7 +11,7 @@ from cfdsl.compiler.cost.slices import kv_tile
 from cfdsl.compiler.geometry import least_kv_stage
 from cfdsl.compiler.parts import Part
 from cfdsl.dsl.graph import Graph, leaf_of
-from cfdsl.errors import CfdslError, Errors
+from cfdsl.errors import CfdslError, singles
 
 MAX_THREADS_PER_SM = 2048
 SPLITS = (1, 2, 3, 4, 6, 8)  # clusters worth weighing for one unit: a split more is another term of every head to read back
@@ -114,5 +114,4 @@ def refused_by_part(graph: Graph, part: Part, config: Config, waits_for_grid: bo
 
 def refused_by_error(error: CfdslError) -> list[str]:
     """The reasons in an error of another stage, one line each."""
-    singles = error.errors if isinstance(error, Errors) else (error,)
-    return list(dict.fromkeys(single.message.rstrip(".").split("\n")[0] for single in singles))
+    return list(dict.fromkeys(single.message.rstrip(".").split("\n")[0] for single in singles(error)))

@@ -195,7 +195,7 @@ class _Scales:
     def _weigh(self, config: Config) -> Candidate:
         units = None if self.graph.over is None else Fraction(self.graph.over, config.clusters)
         reasons = refused_by_part(self.graph, self.part, config, self.waits_for_grid)
-        placed = self._place(Mesh(config.clusters, config.cluster_size, config.splits))
+        placed = self._place(config.mesh)
         if isinstance(placed, CfdslError):
             return Candidate(config, None, None, units, (*reasons, *refused_by_error(placed)))
         reasons += refused_by_slices(placed, config, self.sizes)

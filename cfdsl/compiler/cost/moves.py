@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, prod
 
-from cfdsl.dsl.graph import Dim, Node
+from cfdsl.dsl.graph import POINTWISE, Dim, Node
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import AxisPlacement, Mesh, Placement, R, Shard
 
 DEFAULT_SIZES: Mapping[str, int] = {"tokens": 4096}
-POINTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm")
+SLICED_LIKE_X = (*POINTWISE, "rms_norm")  # read of a whole operand what meets their own slice
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def local_elements(shape: tuple[Dim, ...], placement: Placement, mesh: Mesh, siz
 
 def slice_read(placed: PlacedGraph, arg: Node, user: Node, sizes: Mapping[str, int]) -> int:
     """Elements of a whole value that a CTA reads for `user`: those that meet its slice of the result."""
-    at = placed.of(user) if user.op in (*POINTWISE, "slice_grid", "slice_cluster") else Placement()
+    at = placed.of(user) if user.op in (*SLICED_LIKE_X, "slice_grid", "slice_cluster") else Placement()
     lead = len(user.types[0].shape) - len(arg.type.shape)  # a 1-D weight lies along the last dimension
 
     def moved(axis: AxisPlacement) -> AxisPlacement:

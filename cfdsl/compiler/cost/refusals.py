@@ -10,10 +10,10 @@ from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost.slices import refused_by_slices
 from cfdsl.compiler.cost.smem import smem_pieces
 from cfdsl.compiler.parts import Part
-from cfdsl.dsl.graph import GRID_COLLECTIVES, Graph
+from cfdsl.dsl.graph import GRID_COLLECTIVES, Graph, Src
 from cfdsl.dsl.place import PlacedGraph
 from cfdsl.dsl.placement import Mesh
-from cfdsl.errors import CfdslError, Errors, NoLegalConfig, NotResident, SharedMemoryExceeded
+from cfdsl.errors import CfdslError, NoLegalConfig, NotResident, SharedMemoryExceeded, singles
 
 Placed = Mapping[Mesh, PlacedGraph | CfdslError]
 
@@ -36,20 +36,23 @@ def nothing_left(
     mistakes = _said_on_every_mesh(placed.values())
     if mistakes:
         return mistakes
-    given = " with " + ", ".join(f"{name}={value}" for name, value in overrides.items()) if overrides else ""
-    on_a_mesh = [(row, found) for row in rows if isinstance(found := placed.get(_mesh(row.config)), PlacedGraph)]
+    on_a_mesh = [(row, found) for row in rows if isinstance(found := placed.get(row.config.mesh), PlacedGraph)]
     alike = [*_not_resident(graph, part, on_a_mesh), *_too_large(part, on_a_mesh, sizes)]
     said = [refused_by_slices(found, row.config, sizes) for row, found in on_a_mesh]
     blamed = [node for node in graph.leaves("linear") if said and all(node in each.values() for each in said)]
     if blamed:
         only = {reason for each in said for reason, node in each.items() if node in blamed}
         reasons = once_each([row for row, _ in on_a_mesh], only)
-        alike.append(NoLegalConfig(fusion=graph.name, part=part.name, given=given, reasons=reasons, src=blamed[0].src))
-    return alike or [NoLegalConfig(fusion=graph.name, part=part.name, given=given, reasons=once_each(rows))]
+        alike.append(no_legal_config(graph, part, overrides, reasons, blamed[0].src))
+    return alike or [no_legal_config(graph, part, overrides, once_each(rows))]
 
 
-def _mesh(config: Config) -> Mesh:
-    return Mesh(config.clusters, config.cluster_size, config.splits)
+def no_legal_config(
+    graph: Graph, part: Part, overrides: Mapping[str, Any], reasons: tuple[str, ...], src: Src | None = None
+) -> NoLegalConfig:
+    """The error that no config fits what the user has fixed. src: of the line to blame, where there is one."""
+    given = " with " + ", ".join(f"{name}={value}" for name, value in overrides.items()) if overrides else ""
+    return NoLegalConfig(fusion=graph.name, part=part.name, given=given, reasons=reasons, src=src)
 
 
 def _said_on_every_mesh(placed: Iterable[object]) -> list[CfdslError]:
@@ -58,8 +61,7 @@ def _said_on_every_mesh(placed: Iterable[object]) -> list[CfdslError]:
     for found in placed:
         if not isinstance(found, CfdslError):
             return []
-        singles = found.errors if isinstance(found, Errors) else (found,)
-        said.append({str(single): single for single in singles})
+        said.append({str(single): single for single in singles(found)})
     first, *others = said or [{}]
     return [mistake for text, mistake in first.items() if all(text in other for other in others)]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from cfdsl.compiler.cost.moves import POINTWISE
+from cfdsl.compiler.cost.moves import SLICED_LIKE_X
 from cfdsl.compiler.geometry import COPY_BYTES
 from cfdsl.dsl.graph import ITEMSIZE, Node
 from cfdsl.dsl.place import PlacedGraph
@@ -19,7 +19,7 @@ def shared_inputs(placed: PlacedGraph) -> Mapping[str, int]:
     """Bytes of each input and vector weight that an elementwise node held by everybody reads, by name."""
     found: dict[str, int] = {}
     for node in placed.graph.nodes:
-        if node.op not in POINTWISE or placed.placements[node][0] != Placement():
+        if node.op not in SLICED_LIKE_X or placed.placements[node][0] != Placement():
             continue
         for leaf in node.args:
             if node.op == "rms_norm" and leaf is node.args[1] and _multiplied_in_slices(placed, node):

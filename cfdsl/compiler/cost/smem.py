@@ -9,7 +9,7 @@ from typing import NamedTuple
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost.moves import local_elements, size_of
 from cfdsl.compiler.cost.shared_inputs import shared_inputs
-from cfdsl.compiler.geometry import token_groups
+from cfdsl.compiler.geometry import BARRIER_BYTES, token_groups
 from cfdsl.compiler.parts import Part
 from cfdsl.dsl.exchange import in_two_rounds
 from cfdsl.dsl.graph import Node
@@ -19,7 +19,6 @@ from cfdsl.dsl.placement import Partial, Placement, R, ReduceOp
 
 SmemOf = Callable[[Config], int]  # bytes besides the ring's stages (its barriers are not stages), for a config
 
-BARRIER_BYTES = 16  # two mbarriers: of a stage (full, empty); an exchange has one, and the alignment another
 
 
 class Piece(NamedTuple):
@@ -53,7 +52,8 @@ def smem_pieces(placed: PlacedGraph, config: Config, sizes: Mapping[str, int]) -
             phases.append([])
             if node.op.startswith("cluster"):
                 kept.append(Piece(node.op, _boxes(placed, node, sizes), node))
-    barriers = BARRIER_BYTES * (config.stages + sum(node.is_collective for node in placed.graph.nodes))
+    # Two mbarriers each: of a stage (full, empty); an exchange has one, and the alignment takes another.
+    barriers = 2 * BARRIER_BYTES * (config.stages + sum(node.is_collective for node in placed.graph.nodes))
     kept.append(Piece("barriers and scratch", barriers + 4 * config.warps))
     if config.multicast:
         kept.append(Piece("inputs by multicast", sum(shared_inputs(placed).values())))  # where they land

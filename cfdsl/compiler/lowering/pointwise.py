@@ -12,11 +12,11 @@ from cfdsl.compiler.geometry import CHUNK, RowTiles
 from cfdsl.compiler.lowering.embedding import looked_up
 from cfdsl.compiler.lowering.products import flush
 from cfdsl.compiler.lowering.values import GlobalTerms, GlobalVector, Product, Scalar, Vector
-from cfdsl.dsl.graph import VIEWS, Node
+from cfdsl.dsl.graph import POINTWISE, VIEWS, Node
 from cfdsl.dsl.placement import Placement, Shard
 from cfdsl.errors import NotLowered
 
-ELEMENTWISE = ("add", "mul", "silu", "gelu", "cast", "rms_norm", "embedding")
+ELEMENTWISE = (*POINTWISE, "rms_norm", "embedding")
 
 
 @dataclass(frozen=True)

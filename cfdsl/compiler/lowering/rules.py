@@ -12,7 +12,7 @@ from cfdsl.compiler.lowering.grid import lower_grid_gather, lower_grid_reduce, l
 from cfdsl.compiler.lowering.linear import lower_linear
 from cfdsl.compiler.lowering.pointwise import ELEMENTWISE
 from cfdsl.compiler.lowering.vectors import lower_concat, lower_item, lower_mean_square, lower_slice_grid
-from cfdsl.dsl.graph import VIEWS, Node
+from cfdsl.dsl.graph import POINTWISE, VIEWS, Node
 from cfdsl.errors import NotLowered
 
 RULES: dict[str, Callable[[Builder, Node], None]] = {
@@ -32,7 +32,7 @@ RULES: dict[str, Callable[[Builder, Node], None]] = {
     "append": lower_append,
     "attend": lower_attend,
 }
-OF_SHARES = ("add", "mul", "silu", "gelu", "cast", "argmax", "grid_gather", "item")  # take rows that are spread over all CTAs
+OF_SHARES = (*POINTWISE, "argmax", "grid_gather", "item")  # take rows that are spread over all CTAs
 WHERE_NEEDED = ("input", "weight", "kv_cache", *ELEMENTWISE, *VIEWS)
 
 
