@@ -168,7 +168,7 @@ EXAMPLES: list[tuple[CfdslError, str]] = [
     (
         errors.ConfigError(name="warps", value=0, expected="1 to 15"),
         "the config has warps=0, it must be 1 to 15.\n"
-        "  remedy: leave warps out and the cost model chooses it, or give a value that is 1 to 15.",
+        "  remedy: leave warps out and it is chosen for you, or give a value that is 1 to 15.",
     ),
     (
         errors.NoLegalConfig(fusion="rms_norm", part="h100-sxm", given=" with warps=9", reasons=("a", "b")),

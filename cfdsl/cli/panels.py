@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from cfdsl.cli.report import TIMES, refusals, shape_text
+from cfdsl.cli.report import TIMES, groups_text, refusals, shape_text
 from cfdsl.cli.tables import panel, table
 from cfdsl.cli.units import held, percent, plural, size, trim
 
@@ -43,14 +43,8 @@ def graph_panel(record: dict[str, Any]) -> Panel:
         call = f"{op['op']}({', '.join(op['args'])})"
         file, _, line = op["line"].rpartition(":")
         ops.add_row(op["name"], escape(call), escape(op["type"]), escape(op["placement"]), f"{file.rsplit('/', 1)[-1]}:{line}", style=color)
-    title = f"Placed graph: {plural(mesh['clusters'], 'cluster')}{_shared(mesh)} of {plural(mesh['ranks'], 'rank')}"
+    title = f"Placed graph: {plural(mesh['clusters'], 'cluster')}{groups_text(mesh['clusters'], mesh['splits'])} of {plural(mesh['ranks'], 'rank')}"
     return panel(title, leaves, Text(), ops)
-
-
-def _shared(splits_of: dict[str, Any]) -> str:
-    """Of a mesh or a config, where clusters share units by splitting their tokens: how many do."""
-    splits = splits_of["splits"]
-    return f" ({plural(splits_of['clusters'] // splits, 'group')} of {splits} splits)" if splits > 1 else ""
 
 
 def config_panel(config: dict[str, Any], choice: dict[str, Any]) -> Panel:
@@ -61,7 +55,7 @@ def config_panel(config: dict[str, Any], choice: dict[str, Any]) -> Panel:
         in_ring = f"ring {ring['stages']} x {held(ring['stage_bytes'])} = {held(ring['bytes'])}, {plural(ring['window'], 'tile')} in flight"
         in_ring += f", {ring['early']} of them behind a grid barrier to come" if ring["early"] else ""
     flags = [name for name in ("pdl", "multicast", "evict_first", "stamp_cluster") if config[name]]
-    clusters = f"{plural(config['clusters'], 'cluster')}{_shared(config)} of {config['cluster_size']}"
+    clusters = f"{plural(config['clusters'], 'cluster')}{groups_text(config['clusters'], config['splits'])} of {config['cluster_size']}"
     facts = (
         f"[bold]{clusters} = {plural(config['ctas'], 'CTA')}[/bold], "
         f"{config['threads']} threads ({config['warps']} consumer warps), {in_ring}, "

@@ -127,6 +127,11 @@ def why(fit: list[dict[str, Any]], overrides: dict[str, Any]) -> str:
     return text
 
 
+def groups_text(clusters: int, splits: int) -> str:
+    """Behind a number of clusters: how many of them share units by splitting their tokens, where they do; else nothing."""
+    return f" ({plural(clusters // splits, 'group')} of {splits} splits)" if splits > 1 else ""
+
+
 def shape_text(config: dict[str, Any]) -> str:
     """Clusters x ranks; groups x splits x ranks where clusters share units."""
     splits = config["splits"]

@@ -38,7 +38,7 @@ class ConfigError(CfdslError):
     value: object
     expected: str
     _says = "the config has {name}={value!r}, it must be {expected}."
-    _remedy = "leave {name} out and the cost model chooses it, or give a value that is {expected}."
+    _remedy = "leave {name} out and it is chosen for you, or give a value that is {expected}."
 
 
 @dataclass(eq=False, kw_only=True)

@@ -7,6 +7,7 @@ from cfdsl.cli.picture.canvas import INK, MUTED, PARTIAL, REPLICATED, SHARDED, C
 from cfdsl.cli.picture.graph import LEFT, GraphPicture
 from cfdsl.cli.picture.memory import MemoryPicture
 from cfdsl.cli.picture.stream import StreamPicture
+from cfdsl.cli.report import groups_text
 from cfdsl.cli.units import held, plural
 from cfdsl.compiler.plan import KernelPlan
 
@@ -36,7 +37,7 @@ def _title(canvas: Canvas, placed: Placed, plan: KernelPlan, kv_len: int, part: 
     canvas.text(LEFT, 52, plan.name, 28, INK, 800)
     canvas.text(LEFT + text_width(plan.name, 28) + 34, 52, f"{plan.model}, {plan.dtype}", 17, MUTED, 500)
     mesh, config = placed.mesh, plan.config
-    shared = f" ({plural(mesh.groups, 'group')} of {mesh.splits} splits)" if mesh.splits > 1 else ""
+    shared = groups_text(mesh.clusters, mesh.splits)
     facts = f"{plural(mesh.clusters, 'cluster')}{shared} of {plural(mesh.ranks, 'rank')} = {plural(mesh.ctas, 'CTA')} on {part}"
     warps = f"{config.warps} consumer warps" + (" and one producer warp" if plan.ring else "")
     canvas.text(LEFT, 78, f"{facts}; {warps}; {held(plan.smem_bytes)} of shared memory per CTA", 13, MUTED)
