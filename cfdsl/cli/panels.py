@@ -43,7 +43,8 @@ def graph_panel(record: dict[str, Any]) -> Panel:
         call = f"{op['op']}({', '.join(op['args'])})"
         file, _, line = op["line"].rpartition(":")
         ops.add_row(op["name"], escape(call), escape(op["type"]), escape(op["placement"]), f"{file.rsplit('/', 1)[-1]}:{line}", style=color)
-    title = f"Placed graph: {plural(mesh['clusters'], 'cluster')}{groups_text(mesh['clusters'], mesh['splits'])} of {plural(mesh['ranks'], 'rank')}"
+    clusters = plural(mesh["clusters"], "cluster") + groups_text(mesh["clusters"], mesh["splits"])
+    title = f"Placed graph: {clusters} of {plural(mesh['ranks'], 'rank')}"
     return panel(title, leaves, Text(), ops)
 
 

