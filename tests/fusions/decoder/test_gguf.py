@@ -15,7 +15,7 @@ from cfdsl.errors import ArgumentError, ModelUnsupported, WeightsMismatch
 from cfdsl.hf.generation import GgufSource
 from fusions.decoder import Decoder
 
-gguf = pytest.importorskip("gguf", reason='reading GGUF files needs pip install "cfdsl[text]"')
+gguf = pytest.importorskip("gguf", reason='reading GGUF files needs pip install -e ".[text]"')
 from fusions.decoder.gguf_file import LAYER, WHOLE, GgufFile  # noqa: E402
 from fusions.decoder.text import Text  # noqa: E402
 
