@@ -23,8 +23,8 @@ def patch(model: nn.Module, *, dtype: str | None = None, backend: Literal["kerne
     backend  "kernel" (default; needs a Hopper GPU) or "oracle": the placed graphs on the CPU, for tests
 
     A decode step on a GPU is a CUDA graph, captured at the first decode call with a given cache and replayed from then on. The logits
-    are (1, 1, vocab) in the model's dtype, as Hugging Face returns them. Kernels are planned here, which may take some seconds, and
-    compiled at the first decode call.
+    are (1, 1, vocab) in the model's dtype, as Hugging Face returns them. Kernels are planned here, and compiled at the
+    first decode call.
 
     Raises PatchRefused, ModelUnsupported or NoTarget, or `Errors` with all of them; then what the compiler has against the model's sizes,
     such as NoLegalConfig. What only a call can show is raised by the call, as DecodeRefused, all of it at once: batch above 1, another
