@@ -57,8 +57,9 @@ def unit_rows(x: cute.Tensor, y: cute.Tensor):
             mine[j] = x[start + j * THREADS]
             acc += mine[j] * mine[j]
         acc = warp.total(acc)
+        own = cta.warp()  # by all lanes: it is a shuffle
         if cta.lane() == 0:
-            warp_sums[cta.warp()] = acc
+            warp_sums[own] = acc
         cta.consumer_sync(WARPS)
         term = warp_sums[0]
         for w in cutlass.range_constexpr(1, WARPS):

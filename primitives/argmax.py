@@ -59,9 +59,10 @@ def over_block(key: Int32, index: Int32, scratch: cute.Tensor, warps: cutlass.Co
     `scratch` is i32 (warps, 2) in shared memory, for this call alone. One barrier among the consumer warps.
     """
     key, index = over_warp(key, index)
+    own = cta.warp()  # by all lanes: see there
     if cta.lane() == 0:
-        scratch[cta.warp(), 0] = key
-        scratch[cta.warp(), 1] = index
+        scratch[own, 0] = key
+        scratch[own, 1] = index
     cta.consumer_sync(warps)
     for w in cutlass.range_constexpr(warps):
         key, index = better(key, index, scratch[w, 0], scratch[w, 1])

@@ -40,7 +40,10 @@ def thread() -> Int32:
 
 
 def warp() -> Int32:
-    """This warp's number in its CTA, known to the compiler to be the same in all lanes."""
+    """This warp's number in its CTA, known to the compiler to be the same in all lanes.
+
+    All 32 lanes call it: it is a shuffle, and in a branch that only some of them take it may wait for the others for ever.
+    """
     return cute.arch.make_warp_uniform(cute.arch.warp_idx())
 
 

@@ -19,8 +19,9 @@ def mean_square(value: cute.TensorSSA, shape: cutlass.Constexpr, scratch: cute.T
     """
     squares = Float32((value * value).reduce(cute.ReductionOp.ADD, Float32(0.0), 0))
     squares = warp.total(squares)
+    own = cta.warp()  # by all lanes: see there
     if cta.lane() == 0:
-        scratch[cta.warp()] = squares
+        scratch[own] = squares
     cta.consumer_sync(shape.warps)
     total = Float32(0.0)
     for w in cutlass.range_constexpr(shape.warps_per_row):

@@ -51,7 +51,7 @@ def decode(model: Any, cache: Any, token: int, position: int) -> torch.Tensor:
         ("Llama", torch.bfloat16, {}),
         ("Llama", torch.float16, {"tie_word_embeddings": True, "num_key_value_heads": 4}),
         ("Mistral", torch.bfloat16, {"sliding_window": 256}),
-        ("Qwen2", torch.bfloat16, {}),
+        ("Qwen2", torch.bfloat16, {"num_hidden_layers": 1}),  # of two, the best logits come near each other too soon
     ],
     ids=["llama", "tied f16", "mistral", "qwen2"],
 )

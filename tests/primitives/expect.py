@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 from cases import Case
 from harness import Program
 from tensors import same_bits
 
-from cfdsl.runtime.artifacts import read_cubin
+from cfdsl.runtime.artifacts import disassemble, read_cubin
 
 RUNS = 4
 FRAME = {"barrier.cluster.arrive": 1, "barrier.cluster.arrive.relaxed": 1, "barrier.cluster.wait": 2}  # of `meet` and `leave`
@@ -43,6 +45,20 @@ def only_the_frames_cluster_barriers(program: Program) -> None:
     """The primitive adds no barrier of the whole cluster to those of the harness."""
     found = {name: count for name, count in instructions(program).items() if name.startswith("barrier.cluster")}
     assert found == FRAME, f"barriers of the cluster: {found}, of which {FRAME} are the harness's"
+
+
+def no_shuffle_in_a_branch(program: Program) -> None:
+    """The assembler found no shuffle that some lanes may reach without the others: it would make them wait there for the rest."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(program.cubin)
+        found = divergent_shuffles(disassemble(path))
+    assert found == [], f"shuffles in a branch: {found}"
+
+
+def divergent_shuffles(sass: str) -> list[str]:
+    """The shuffles that stand behind a WARPSYNC.COLLECTIVE."""
+    return re.findall(r"WARPSYNC\.COLLECTIVE[^\n]*\n\s*/\*\w+\*/\s*(SHFL[^;]*)", sass)
 
 
 def right_and_repeatable(case: Case) -> None:

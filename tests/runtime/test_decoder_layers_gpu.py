@@ -65,6 +65,12 @@ def test_decoder_layer(model: str, options: dict[str, Any], length: int) -> None
     right_and_repeatable(decoder_layer, model, "bf16", options=options, length=length)
 
 
+@pytest.mark.parametrize("qkv", ["grid", "rows"])
+@pytest.mark.parametrize("kv_heads", [9, 3], ids=["alone", "grouped"])
+def test_decoder_layer_with_biases(kv_heads: int, qkv: str) -> None:
+    right_and_repeatable(decoder_layer, cf.PRESETS[SMALL].with_(qkv_bias=True, kv_heads=kv_heads), "bf16", options={"qkv": qkv})
+
+
 SCHEDULES = ({"stage_bytes": 4096}, {"stage_bytes": 32768}, {"cluster_size": 2}, {"cluster_size": 8}, {"warps": 16})
 
 
