@@ -51,7 +51,7 @@ def bench(
     kv_len: Annotated[str, typer.Option("--kv-len", help="Cached tokens, several separated by commas.")] = "1024,4096,16384",
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Measure torch eager and torch.compile too.")] = True,
     runs: Annotated[int, typer.Option(min=1, help="Launches whose outputs must be equal bit by bit.")] = 1000,
-    budget: Annotated[float, typer.Option(help="Seconds after which no further peer is begun.")] = 60.0,
+    budget: Annotated[float, typer.Option(help="Seconds after which no further peer is begun.")] = 300.0,
     json: JsonFile = None,
     plot: PlotFile = None,
     trace: Annotated[

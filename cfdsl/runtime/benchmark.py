@@ -126,7 +126,7 @@ def check_and_time(fusion: Fusion, model: ModelConfig, kernel: Kernel, kv_len: i
 
 def benchmark(
     fusion: Fusion, model: ModelConfig, kernel: Kernel, kv_lens: Sequence[int], options: Mapping[str, Any], *,
-    peers: bool = True, runs: int = 1000, budget_s: float = 60.0, log: Log = lambda text: None,
+    peers: bool = True, runs: int = 1000, budget_s: float = 300.0, log: Log = lambda text: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that `bench` prints, as one record: where, the read ceiling, and a row per KV length with the peers' times.
 

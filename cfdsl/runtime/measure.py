@@ -214,10 +214,11 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(as_int)
 
 
-def host_us(call: Call, calls: int = 200, least_s: float = 0.1) -> float:
+def host_us(call: Call, calls: int = 200, least_s: float = 0.5) -> float:
     """Host time of one eager call in microseconds: of rounds of `calls`, few enough that the launch queue never fills, the fastest.
 
-    Rounds are made for `least_s` seconds, five at least: the first ones find caches and clocks cold.
+    Rounds are made for `least_s` seconds, five at least: the first ones find caches and clocks cold, and a processor that
+    others share has slow moments.
     """
     taken: list[float] = []
     began = time.perf_counter()
