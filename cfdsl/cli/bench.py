@@ -16,7 +16,7 @@ from cfdsl.cli.companions import companion_errors
 from cfdsl.cli.complaints import NeedsGpu
 from cfdsl.cli.console import console
 from cfdsl.cli.files import PLOTS, file_errors
-from cfdsl.cli.measuring import JsonFile, PlotFile, command_line, deliver, is_stdout, parse_lengths, progress
+from cfdsl.cli.measuring import JsonFile, PlotFile, command_line, deliver, is_stdout, json_errors, parse_lengths, progress
 from cfdsl.cli.report import config_record, request_record
 from cfdsl.cli.request import Request, takes_request
 from cfdsl.cli.tables import panel, table
@@ -67,7 +67,7 @@ def bench(
     from cfdsl.cli.gpu import gpu_part
 
     kv_lens = parse_lengths(kv_len)
-    files = [*file_errors("--json", json), *file_errors("--plot", plot, PLOTS), *file_errors("--trace", trace)]
+    files = [*json_errors(json), *file_errors("--plot", plot, PLOTS), *file_errors("--trace", trace)]
     raise_all([*companion_errors(request.fusion), *files])
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl bench")

@@ -9,7 +9,7 @@ import typer
 from cfdsl.cli.complaints import BadOption, NeedsGpu, OptionsConflict
 from cfdsl.cli.exchange_tables import show
 from cfdsl.cli.files import PLOTS, file_errors
-from cfdsl.cli.measuring import JsonFile, PlotFile, command_line, deliver, progress
+from cfdsl.cli.measuring import JsonFile, PlotFile, command_line, deliver, json_errors, progress
 from cfdsl.errors import CfdslError, raise_all
 
 SIZES = (1, 2, 4, 8, 16)
@@ -51,7 +51,7 @@ def bench_collectives(
         raise OptionsConflict(option="--full", other="--quick", reason="one measures all, the other as little as possible")
     mistakes: list[CfdslError] = []
     axes = axes_of(cluster_sizes, payloads, ops, algorithms, mistakes)
-    raise_all([*mistakes, *file_errors("--json", json), *file_errors("--plot", plot, PLOTS)])
+    raise_all([*mistakes, *json_errors(json), *file_errors("--plot", plot, PLOTS)])
     part = gpu_part()
     if part is None:
         raise NeedsGpu(command="python -m cfdsl bench collectives")

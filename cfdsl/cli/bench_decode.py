@@ -14,7 +14,7 @@ from cfdsl.cli.catalog import find_model
 from cfdsl.cli.complaints import NeedsGpu
 from cfdsl.cli.console import console
 from cfdsl.cli.files import file_errors
-from cfdsl.cli.measuring import JsonFile, command_line, deliver, parse_lengths, progress
+from cfdsl.cli.measuring import JsonFile, command_line, deliver, json_errors, parse_lengths, progress
 from cfdsl.cli.request import Dtype
 from cfdsl.cli.tables import panel, table
 from cfdsl.cli.traced import save_step
@@ -43,7 +43,7 @@ def bench_decode(
 
     contexts = parse_lengths(context, "--context")
     sizes = find_model(model)
-    raise_all([*file_errors("--json", json), *file_errors("--trace", trace)])
+    raise_all([*json_errors(json), *file_errors("--trace", trace)])
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl bench decode")
     from cfdsl.hf.decode_bench import benchmark_decode

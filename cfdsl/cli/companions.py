@@ -6,7 +6,7 @@ What these functions raise themselves is said so too: `spec_failure` knows `_cal
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +65,8 @@ def reference_tensors(fusion: Fusion, like: Tensors, *args: Any, **settings: Any
     found = _named(fusion, fn, "reference", f"write it as {REFERENCE}, and the fusion's options by keyword", *args, **settings)
     missing = [name for name in like if name not in found]
     if missing:
-        names = ", ".join(map(repr, like))
-        raise _bad(fusion, fn, "reference", f"gives no {_quoted(missing)}", f"return a dict with each output of the spec: {names}")
+        advice = f"return a dict with each output of the spec: {_quoted(like)}"
+        raise _bad(fusion, fn, "reference", f"gives no {_quoted(missing)}", advice)
     for name, want in like.items():
         got = found[name]
         if got.shape != want.shape:
@@ -99,5 +99,5 @@ def _bad(fusion: Fusion, fn: Callable[..., Any], what: str, problem: str, advice
     return BadCompanion(fusion=fusion.name, what=what, problem=problem, advice=advice, src=def_line(fn))
 
 
-def _quoted(names: Sequence[str]) -> str:
+def _quoted(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))

@@ -14,11 +14,11 @@ PLOTS = (".png", ".svg", ".pdf")
 
 
 def file_errors(option: str, path: Path | None, suffixes: tuple[str, ...] = ()) -> list[BadOption]:
-    """What is wrong with the file that `option` names, before there is anything to write: nothing for None, and for `-`, stdout.
+    """What is wrong with the file that `option` names, before there is anything to write: nothing for None.
 
     suffixes   what the name may end with; none: with anything
     """
-    if path is None or str(path) == "-" and not suffixes:
+    if path is None:
         return []
     if suffixes and path.suffix.lower() not in suffixes:
         article = "an" if suffixes[0] == ".svg" else "a"

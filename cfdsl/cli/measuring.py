@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cfdsl.cli.complaints import BadOption
 from cfdsl.cli.console import console, json_text
-from cfdsl.cli.files import write
+from cfdsl.cli.files import file_errors, write
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the record here; - for stdout, without tables.", show_default=False)]
 PlotFile = Annotated[Path | None, typer.Option("--plot", help="Draw the times into this file (.png, .svg, .pdf).", show_default=False)]
@@ -43,6 +43,11 @@ def progress() -> Callable[[str], None]:
 def is_stdout(json: Path | None) -> bool:
     """Whether the record is to go to stdout as JSON, and nothing else."""
     return json is not None and str(json) == "-"
+
+
+def json_errors(json: Path | None) -> list[BadOption]:
+    """What is wrong with the file of --json, before there is a record."""
+    return [] if is_stdout(json) else file_errors("--json", json)
 
 
 def deliver(record: dict[str, Any], json: Path | None, show: Callable[[Console], None]) -> None:

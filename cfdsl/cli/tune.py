@@ -12,8 +12,7 @@ from rich.text import Text
 
 from cfdsl.cli.companions import companion_errors
 from cfdsl.cli.complaints import NeedsGpu
-from cfdsl.cli.files import file_errors
-from cfdsl.cli.measuring import JsonFile, command_line, deliver, progress
+from cfdsl.cli.measuring import JsonFile, command_line, deliver, json_errors, progress
 from cfdsl.cli.report import request_record, shape_text
 from cfdsl.cli.request import Request, resolve, takes_request
 from cfdsl.cli.tables import panel, table
@@ -31,7 +30,7 @@ def tune(
     """Measure the cost model's best configs on the GPU at hand, and say how to ask for the fastest."""
     from cfdsl.cli.gpu import gpu_part
 
-    raise_all([*companion_errors(request.fusion), *file_errors("--json", json)])
+    raise_all([*companion_errors(request.fusion), *json_errors(json)])
     if gpu_part() is None:
         raise NeedsGpu(command="python -m cfdsl tune")
     record = tuned(request, top, jobs)

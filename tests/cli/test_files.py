@@ -9,6 +9,7 @@ from runner import run
 
 from cfdsl.cli.complaints import BadOption
 from cfdsl.cli.files import PLOTS, file_errors, write
+from cfdsl.cli.measuring import json_errors
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,11 @@ def test_what_can_be_written_is_fine(tmp_path: Path) -> None:
     write("--json", tmp_path / "a.json", "text")
     assert file_errors("--json", tmp_path / "a.json") == []
     assert (tmp_path / "a.json").read_text() == "text"
+
+
+def test_stdout_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be written in the folder, the record may still go to stdout; of another file that is no name of it."""
+    monkeypatch.setattr("os.access", lambda *asked: False)
+    assert json_errors(Path("-")) == json_errors(None) == []
+    assert [error.expected for error in json_errors(Path("a.json"))] == ["a file that can be written"]
+    assert [error.expected for error in file_errors("--trace", Path("-"))] == ["a file that can be written"]
