@@ -1,7 +1,7 @@
 """Device code for fused decode kernels on thread-block clusters, written in CuTe DSL.
 
-Everything here runs on the GPU or describes geometry to code that does. Nothing here knows a model, a fusion or the compiler; a
-hand-written kernel may import these modules directly.
+Everything here runs on the GPU or describes geometry to code that does; `host` alone runs before. Nothing here knows a model, a fusion
+or the compiler; a hand-written kernel may import these modules directly.
 
 Docstrings say who calls (one thread, a warp, all consumer threads), what must hold before and what holds after, which barrier is
 involved with how many bytes, and whether a second call needs anything. Unless one says otherwise: a function has no barrier inside; a
@@ -36,4 +36,5 @@ The dataflows (collectives between the CTAs of a cluster instead of round trips 
     offchip      grid_reduce, grid_gather, grid_broadcast: the same by way of global memory
     staging      a payload between global and shared memory
     trace        when a thread passed a place in the program
+    host         what the host works out in a launch
 """

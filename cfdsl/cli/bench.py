@@ -110,7 +110,8 @@ def bench_panel(record: dict[str, Any]) -> Any:
     lines = [
         f"{place['gpu']}, {place['sms']} SMs; torch {place['torch']}, CUDA {place['cuda']}; {place['date']}",
         f"{shape}, pdl {pdl}; {record['registers']} registers",
-        f"{record['host_us']:.1f} us of host time per eager call, {record['bound_us']:.1f} if it is bound to its tensors (`kernel.bind`)",
+        f"host: {record['host_us']:.1f} us per eager call; with weights and caches bound (kernel.bind) {record['step_us']:.1f}, "
+        f"with all {record['bound_us']:.1f}; torch's x.add_(0) {record['torch_op_us']:.1f}",
         f"read ceiling {ceiling['gbps']:,.0f} GB/s ({ceiling['how']}); {record['sets']} sets of tensors in turn, L2 {l2}",
         record["command"],
     ]

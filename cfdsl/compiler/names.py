@@ -6,12 +6,12 @@ import keyword
 import re
 
 MODULES = (
-    "argmax", "attention", "cluster_gather", "cluster_reduce", "cta", "exchange", "frag", "gemv", "grid", "kv", "multicast", "pointwise",
-    "rmsnorm", "rope", "stream", "terms", "trace",
+    "argmax", "attention", "cluster_gather", "cluster_reduce", "cta", "exchange", "frag", "gemv", "grid", "host", "kv", "multicast",
+    "pointwise", "rmsnorm", "rope", "stream", "terms", "trace",
 )  # fmt: skip
 _LOCALS = (
-    "at", "bid", "cluster", "cuda", "cute", "cutlass", "dict", "flat", "group", "holder", "i", "kernel", "launch", "phase",
-    "primitives", "rank", "rings", "smem", "split", "status", "tidx",
+    "at", "bid", "cluster", "cuda", "cute", "cutlass", "dict", "group", "holder", "i", "kernel", "launch", "phase",
+    "primitives", "rank", "rings", "smem", "split", "status", "tidx", "workspace",
 )  # fmt: skip
 _DSL = ("locals", "self")  # rewritten code calls the one; a kernel whose first parameter is the other is taken for a method
 _RESERVED = frozenset((*MODULES, *_LOCALS, *_DSL, *keyword.kwlist))

@@ -38,6 +38,12 @@ class Arg:
         """How many it has, a dimension whose size only the launch knows counted as one."""
         return prod(dim for dim in self.shape if isinstance(dim, int))
 
+    @property
+    def loose(self) -> bool:
+        """Whether it can have strides that only a call knows: those to the left of a named size, where there is anything to step over."""
+        named = [at for at, dim in enumerate(self.shape) if isinstance(dim, str)]
+        return bool(named) and any(dim != 1 for dim in self.shape[: max(named)])
+
 
 @dataclass(frozen=True)
 class Ring:

@@ -1,7 +1,7 @@
 """The arguments of a kernel call, explained: run when a call was refused, never before one.
 
-The compiled function checks count, dtype, rank, sizes, static strides, device and alignment itself, in a fraction of a microsecond, but
-names one argument by number. Here all of them are looked at, and every one that is wrong is named with what was expected.
+The compiled function checks count, dtype, rank, sizes, strides, device and alignment itself, in a fraction of a microsecond, but names
+one argument by number, or none. Here all of them are looked at, and every one that is wrong is named with what was expected.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ def in_order(specs: Sequence[Arg], args: Sequence[Any], kwargs: Mapping[str, Any
     return tuple(given[spec.name] for spec in specs)
 
 
-def call_errors(specs: Sequence[Arg], args: Sequence[Any], kwargs: Mapping[str, Any], device_type: str = "cuda") -> list[ArgumentError]:
-    """Every mistake of a call: names first, then each argument in calling order, missing or wrong."""
+def call_errors(
+    specs: Sequence[Arg], args: Sequence[Any], kwargs: Mapping[str, Any], device_type: str = "cuda", *, some: bool = False
+) -> list[ArgumentError]:
+    """Every mistake of a call: names first, then each argument in calling order, missing or wrong. `some`: none need be there."""
     names = [spec.name for spec in specs]
     errors = []
     if len(args) > len(names):
@@ -40,7 +42,8 @@ def call_errors(specs: Sequence[Arg], args: Sequence[Any], kwargs: Mapping[str, 
             errors.append(ArgumentError(argument=name, expected=f"one of {', '.join(names)}", got="an unknown name"))
         elif name in names[: len(args)]:
             errors.append(ArgumentError(argument=name, expected="given once", got="a value by position and one by name"))
-    return errors + _value_errors(specs, {**kwargs, **dict(zip(names, args))}, device_type)
+    values = {**kwargs, **dict(zip(names, args))}
+    return errors + _value_errors([spec for spec in specs if not some or spec.name in values], values, device_type)
 
 
 def describe(spec: Arg) -> str:
@@ -52,20 +55,6 @@ def describe(spec: Arg) -> str:
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def unchecked_strides(specs: Sequence[Arg]) -> tuple[int, ...]:
-    """Which arguments can have strides that the compiled function does not check.
-
-    A stride that is a multiple of a named size is known only at run time, and is taken as it comes: the strides to the left of a named
-    size, where there is anything to step over. Such an argument has to be asked whether it is contiguous.
-    """
-    found = []
-    for index, spec in enumerate(specs):
-        named = [at for at, dim in enumerate(spec.shape) if isinstance(dim, str)]
-        if named and any(dim != 1 for dim in spec.shape[: max(named)]):
-            found.append(index)
-    return tuple(found)
 
 
 def check_arguments(specs: Sequence[Arg], args: Sequence[Any], device_type: str = "cuda") -> None:

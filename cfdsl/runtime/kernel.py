@@ -1,9 +1,9 @@
-"""A compiled kernel: call it with torch tensors, or look at any stage of how it came about."""
+"""A compiled kernel, to be called with torch tensors."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch.compiler import is_dynamo_compiling
 
-from cfdsl.compiler.config import Config
-from cfdsl.compiler.parts import Part
-from cfdsl.compiler.plan import Arg, KernelPlan
-from cfdsl.dsl.interpret import Traffic, count_traffic
+from cfdsl.compiler.launch import launch_args, places
+from cfdsl.compiler.plan import Arg
 from cfdsl.errors import ColdCompileInCapture, NoTarget, NotResident, raise_all
-from cfdsl.runtime import artifacts, device, flags, preload, toolchain, torch_op
-from cfdsl.runtime.arguments import DTYPES, call_errors, check_arguments, in_order, unchecked_strides
+from cfdsl.runtime import device, flags, preload, toolchain, torch_op
+from cfdsl.runtime.arguments import call_errors, check_arguments, in_order
 from cfdsl.runtime.cache import Entry
+from cfdsl.runtime.compiled import Compiled
 from cfdsl.runtime.contents import content_errors
 from cfdsl.runtime.recording import recording
 from cfdsl.runtime.timeline import Record
@@ -27,29 +26,14 @@ _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))  # anything else (a FakeT
 _modes = torch._C._len_torch_dispatch_stack
 
 
-class _NotContiguous(Exception):
-    pass
+def _described(tensor: torch.Tensor) -> Any:
+    """A tensor as the launcher sees it."""
+    import tvm_ffi
+
+    return tvm_ffi.from_dlpack(tensor.detach())
 
 
-class Stages(Mapping[str, str]):
-    """The texts of all stages by name; each is made, or read, when it is asked for."""
-
-    def __init__(self, texts: Mapping[str, str], later: Mapping[str, Callable[[], str]]) -> None:
-        self._texts, self._later = texts, later
-
-    def __getitem__(self, name: str) -> str:
-        if name not in (*self._texts, *self._later):
-            raise KeyError(f"there is no stage {name!r}: the stages are {', '.join(self)}")
-        return self._later[name]() if name in self._later else self._texts[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter((*(name for name in self._texts if name not in self._later), *self._later))
-
-    def __len__(self) -> int:
-        return len({*self._texts, *self._later})
-
-
-class Kernel:
+class Kernel(Compiled):
     """One fusion, compiled for one model, batch, dtype and part.
 
     Call it with CUDA tensors in the order of `args` (or by name): inputs, weights, caches, outputs. It writes the caches and outputs in
@@ -57,29 +41,20 @@ class Kernel:
     so safe in a CUDA graph. It has a small workspace per device, so one kernel must not run on two streams at the same time.
 
     A length or position that is out of range lives in device memory, where the host does not look: the kernel clamps it and sets a flag
-    that `status()` puts in words. `check()` looks before a call, for whoever can afford to wait.
+    that `status()` puts in words. `check()` looks before a call, for whoever can afford to wait. What it was made from and what came of
+    it can be looked at: `stages`, `plan`, `source`, `ptx`, `sass`, `registers`, ...; see `Compiled`.
     """
 
     def __init__(self, lowered: Any, entry: Entry, source: Path, key: str, *, cold: bool) -> None:
-        self.plan: KernelPlan = lowered.plan
-        self.part: Part = lowered.part
-        self.lowered = lowered
-        self.source: str = lowered.source
-        self.name = f"{self.plan.name}_{key[:8]}"
-        self.key = key
-        self.cold = cold
+        super().__init__(lowered, entry, source, key, cold=cold)
         self.args: tuple[Arg, ...] = tuple(arg for arg in self.plan.args if arg.role != "workspace")
-        self.workspace_args: tuple[Arg, ...] = tuple(arg for arg in self.plan.args if arg.role == "workspace")
-        self._entry, self._source_path = entry, source
+        self.workspace_args: tuple[Arg, ...] = tuple(arg for arg in launch_args(self.plan.args) if arg.role == "workspace")
         self._names = tuple(arg.name for arg in self.args)
-        self._loose = unchecked_strides(self.args)
         self._function: Any = None
         self._workspace: tuple[Any, ...] = ()
         self._device: int | None = None
         self._workspaces: dict[int, tuple[torch.Tensor, ...]] = {}
         self.op = torch_op.register(self.name, self.args, self._launch)
-
-    # ---- calling ------------------------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> None:
         """Launch on the current stream. Raises one error that names every bad argument; see the class for what a call does."""
@@ -108,35 +83,54 @@ class Kernel:
                 pass  # in_order says which
         return in_order(self.args, args, kwargs)
 
-    def bind(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> Callable[[], None]:
+    def bind(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> Callable[..., None]:
         """A function that launches the kernel with these very tensors, on the stream that is current then: for eager loops.
 
-        Arguments are checked, and described to the launcher, now and not in every call: about half of a call's host time. The function
-        keeps the tensors' memory alive; what is in it may change, where it lies may not. Raises as a call does.
+        Those that are left out it takes in every call, in the order of `args` or by name: a layer's weights and caches can be bound once,
+        and its input given each time. What is bound is checked and described to the launcher now and not in every call: with all of them
+        that is about half of a call's host time. The function keeps their memory alive; what is in it may change, where it lies may not.
+        Raises as a call does.
         """
-        import tvm_ffi
+        raise_all(call_errors(self.args, args, kwargs, some=True))
+        bound = {**dict(zip(self._names, args)), **kwargs}
+        self.prepare(next((tensor.device.index for tensor in bound.values()), None))
+        return self._with_all(bound) if len(bound) == len(self.args) else self._with_some(bound)
 
-        args = self._given(args, kwargs)
-        check_arguments(self.args, args)
-        self.prepare(args[0].device.index)
-        first = args[0]  # as a torch tensor: that is where the launcher finds the current stream
-        rest = (*(tvm_ffi.from_dlpack(arg.detach()) for arg in args[1:]), *self._workspace)
+    def _with_all(self, bound: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+        first, *others = (bound[name] for name in self._names)  # one as a torch tensor: by it the launcher finds the current stream
+        tensors = (first, *map(_described, others), *self._workspace)
 
         def launch() -> None:
-            self._function(first, *rest)
+            self._function(*tensors)
+
+        return launch
+
+    def _with_some(self, bound: Mapping[str, torch.Tensor]) -> Callable[..., None]:
+        left = [arg for arg in self.args if arg.name not in bound]
+        known = (*map(_described, bound.values()), *self._workspace)
+        names = [*(arg.name for arg in left), *bound]  # in a call they come in this order, and are put in calling order
+        put = operator.itemgetter(*map(names.index, self._names), *range(len(names), len(left) + len(known)))
+
+        def launch(*given: torch.Tensor, **named: torch.Tensor) -> None:
+            if named or len(given) != len(left):
+                given = in_order(left, given, named)
+            try:
+                return self._function(*put(given + known))
+            except Exception as caught:
+                error = caught
+            everything = {**bound, **dict(zip(names, given))}
+            check_arguments(self.args, [everything[name] for name in self._names])
+            raise error
 
         return launch
 
     def _launch(self, args: tuple[torch.Tensor, ...]) -> None:
         """The launch itself: what the op runs, and what a plain call runs without the dispatcher in between.
 
-        One tuple and not `*args`, which would be unpacked and packed once more: a fifth of what a call takes before the launch.
+        One tuple and not `*args`, and a sum and not `*args, *self._workspace`: each would be unpacked and packed once more.
         """
         try:
-            for index in self._loose:
-                if not args[index].is_contiguous():
-                    raise _NotContiguous
-            return self._function(*args, *self._workspace)
+            return self._function(*(args + self._workspace))
         except Exception as caught:
             error = caught
         self._refused(args, error)
@@ -158,8 +152,6 @@ class Kernel:
         NoTarget without a GPU; ColdCompileInCapture while a CUDA graph is captured; NotResident if a grid barrier could wait for clusters
         that have no room.
         """
-        import tvm_ffi
-
         if index is None and not torch.cuda.is_available():
             raise NoTarget(needs=f"a GPU to run kernels on (this one was compiled for {self.part.name})")
         index = torch.cuda.current_device() if index is None else index
@@ -170,8 +162,8 @@ class Kernel:
             self._load()
             self._workspaces[index] = self._allocate(index)
             preload.onto_device(self._function, self.args, self._workspaces[index], index)
-        # Described once and not in every call: of six workspaces 0.9 us of 9.2, measured on the host of an H200, 2026-11-23.
-        self._device, self._workspace = index, tuple(tvm_ffi.from_dlpack(workspace) for workspace in self._workspaces[index])
+        # Described once and not in every call.
+        self._device, self._workspace = index, tuple(map(_described, self._workspaces[index]))
 
     @contextlib.contextmanager
     def launching(self, make: Callable[[Callable[..., None]], Callable[..., None]]) -> Iterator[None]:
@@ -192,8 +184,7 @@ class Kernel:
             self._function = toolchain.load(self._entry.path("object"), self._entry.meta["symbol"])
 
     def _allocate(self, index: int) -> tuple[torch.Tensor, ...]:
-        shapes = [tuple(int(dim) for dim in arg.shape) for arg in self.workspace_args]
-        made = [torch.zeros(shape, dtype=DTYPES[arg.dtype], device=f"cuda:{index}") for arg, shape in zip(self.workspace_args, shapes)]
+        made = [torch.zeros(tuple(map(int, arg.shape)), dtype=torch.int32, device=f"cuda:{index}") for arg in self.workspace_args]
         torch.cuda.current_stream(index).synchronize()  # the first launch may be on another stream
         return tuple(made)
 
@@ -227,11 +218,11 @@ class Kernel:
         clear   zero the workspaces too, as they were at first: the flags, and a grid barrier that timed out is in step again
         """
         word = 0
-        place = next((at for at, arg in enumerate(self.workspace_args) if arg.name == flags.STATUS_ARG), None)
-        if place is None:
+        start = places(self.plan.args).get(flags.STATUS_ARG)
+        if start is None:
             return ()
         for workspace in self._workspaces.values():
-            sync = workspace[place]
+            sync = workspace[0][start // 4 :]
             if sync.is_cuda:
                 torch.cuda.synchronize(sync.device)  # launches may be on any stream
             word |= int(sync[flags.STATUS_WORD].item())
@@ -252,64 +243,3 @@ class Kernel:
             for _ in range(warmup + 1):
                 self(*args, **kwargs)
         return made.timeline()[-1][1]
-
-    # ---- looking ------------------------------------------------------------------------------------------------------------------
-
-    @property
-    def config(self) -> Config:
-        """The schedule that the kernel was made with."""
-        return self.plan.config
-
-    def traffic(self, sizes: Mapping[str, int] | None = None) -> Traffic:
-        """The bytes of one launch, from shapes alone. sizes: named dimensions ("tokens": the cache's capacity, "positions"), and "length":
-        the tokens in the cache before the launch (default: as full as it can be)."""
-        return count_traffic(self.lowered.placed, sizes)
-
-    @functools.cached_property
-    def stages(self) -> Stages:
-        """Every stage's text: traced, config, placed, plan, check, source, ptx, sass."""
-        return Stages(self.lowered.stages, {"source": lambda: self.source, "ptx": lambda: self.ptx, "sass": lambda: self.sass})
-
-    @functools.cached_property
-    def ptx(self) -> str:
-        """The kernel's PTX."""
-        return self._entry.path("ptx").read_text()
-
-    @functools.cached_property
-    def sass(self) -> str:
-        """The kernel's machine code, disassembled (by nvdisasm; DisassemblerMissing without it)."""
-        return artifacts.disassemble(self._entry.path("cubin"))
-
-    @functools.cached_property
-    def binary(self) -> artifacts.Binary:
-        """The facts in the cubin."""
-        return artifacts.read_cubin(self._entry.path("cubin").read_bytes())
-
-    @property
-    def registers(self) -> int:
-        """Registers per thread."""
-        return int(self._entry.meta["registers"])
-
-    @property
-    def spills(self) -> int | None:
-        """Bytes per thread that the assembler's code stores to the stack and loads back, both counted; None if it did not say."""
-        spilled: int | None = self._entry.meta["spills"]
-        return spilled
-
-    @property
-    def stack(self) -> int:
-        """Bytes of stack per thread: local arrays and spills."""
-        return int(self._entry.meta["stack"])
-
-    @property
-    def compile_seconds(self) -> float:
-        """How long this kernel's compilation took, now or when it was put into the cache (see `cold`)."""
-        return float(self._entry.meta["compile_seconds"])
-
-    @property
-    def paths(self) -> dict[str, Path]:
-        """Where the generated source, the object, the PTX and the cubin lie."""
-        return {"source": self._source_path, **{kind: self._entry.path(kind) for kind in ("object", "ptx", "cubin")}}
-
-    def __repr__(self) -> str:
-        return f"<Kernel {self.name}: {self.plan.model and f'{self.plan.model}, '}{self.plan.dtype}, {self.plan.mesh}, {self.part.name}>"

@@ -214,19 +214,22 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(as_int)
 
 
-def host_us(call: Call, calls: int = 200, least_s: float = 0.5) -> float:
-    """Host time of one eager call in microseconds: of rounds of `calls`, few enough that the launch queue never fills, the fastest.
+def host_us(calls: Mapping[str, Call], each: int = 200, least_s: float = 0.5) -> dict[str, float]:
+    """Host time of one eager call, of each of several, in microseconds: of rounds of `each`, few enough that the launch queue never
+    fills, the fastest.
 
-    Rounds are made for `least_s` seconds, five at least: the first ones find caches and clocks cold, and a processor that
-    others share has slow moments.
+    Rounds take turns, for `least_s` seconds per kind of call and five at least: the first ones find caches and clocks cold, and a
+    processor that others share has slow moments, which should meet all kinds alike.
     """
-    taken: list[float] = []
-    began = time.perf_counter()
-    while len(taken) < 5 or time.perf_counter() - began < least_s:
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        taken.append((time.perf_counter() - start) * 1e6 / calls)
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    began, rounds = time.perf_counter(), 0
+    while rounds < 5 or time.perf_counter() - began < least_s * len(calls):
+        rounds += 1
+        for name, call in calls.items():
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(each):
+                call()
+            taken[name].append((time.perf_counter() - start) * 1e6 / each)
     torch.cuda.synchronize()
-    return min(taken)
+    return {name: min(times) for name, times in taken.items()}

@@ -54,15 +54,15 @@ def recording(kernels: Iterable[Kernel], launches: int = 1) -> Iterator[Recordin
 
 def _recorded(kernel: Kernel, into: Recording, room: int, function: Callable[..., None]) -> Callable[..., None]:
     """What `function` is, with the next free memory for marks in the place of the kernel's own."""
-    arg = next(arg for arg in kernel.workspace_args if arg.name == TRACE_ARG)
-    place = len(kernel.args) + kernel.workspace_args.index(arg)
+    arg = kernel.workspace_args[-1]
+    assert arg.name == TRACE_ARG
     free = iter(torch.zeros((room, *map(int, arg.shape)), dtype=torch.int32, device="cuda").unbind())
 
     def launch(*tensors: torch.Tensor) -> None:
         words = next(free, None)
         if words is None:
             raise RecordingFull(kernel=kernel.name, room=room)
-        function(*tensors[:place], words, *tensors[place + 1 :])
+        function(*tensors[:-1], words)
         into.launches.append((kernel, words))
 
     return launch

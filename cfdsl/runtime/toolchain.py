@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -25,13 +26,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from cfdsl.compiler.launch import launch_args
 from cfdsl.compiler.plan import Arg, KernelPlan
 from cfdsl.errors import CompileFailed
 from cfdsl.runtime.artifacts import read_cubin
 from cfdsl.runtime.spec_line import spec_line
 
 # Raise it when this file starts to build other objects from the same source: it is part of the cache's key.
-VERSION = 1
+VERSION = 2
 
 # TVM-FFI: calls take torch tensors as they are, with less host time than CuTe DSL's own executor.
 OPTIONS = ("--enable-tvm-ffi", "--keep-ptx", "--keep-cubin")
@@ -120,7 +122,7 @@ def _no_collection() -> Iterator[None]:
 def build(path: Path, plan: KernelPlan, arch: str, symbol: str) -> Built:
     """Compile the generated file `path` for `arch` into an object whose function is called `symbol`. CompileFailed on any error.
 
-    The file's `launch` takes the tensors of `plan.args` and a stream; its `ATTRS` may hold `cluster` and `maxnreg`.
+    The file's `launch` takes the tensors of `launch_args(plan.args)` and a stream; its `ATTRS` may hold `cluster` and `maxnreg`.
     """
     started = time.perf_counter()
     with _compiling, tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()) as log:
@@ -162,7 +164,7 @@ def _compile(path: Path, plan: KernelPlan, arch: str, folder: str, *more: str) -
     hook = _kernel_attributes(attributes.get("cluster") if plan.config.stamp_cluster else None, attributes.get("maxnreg"))
     return cute.compile(
         module.launch,
-        *fake_tensors(plan.args),
+        *fake_tensors(launch_args(plan.args)),
         make_fake_stream(use_tvm_ffi_env_stream=True),
         options=" ".join((*OPTIONS, *more, f"--gpu-arch {arch}", f"--dump-dir={folder}")),
         trace_finalize_hooks=hook,
@@ -187,21 +189,25 @@ def import_file(path: Path) -> ModuleType:
 
 
 def fake_tensors(args: Sequence[Arg]) -> list[Any]:
-    """A CuTe stand-in per argument: row-major, aligned as promised; a named size is one run-time symbol wherever it appears."""
+    """A CuTe stand-in per argument: row-major, aligned as promised; a named size is one run-time symbol wherever it appears.
+
+    A stride that depends on a named size is a symbol of its own, without a promise: `launch` compares it with what the sizes say.
+    """
     import cutlass
     import cutlass.cute as cute
-    from cutlass.cute.runtime import make_fake_compact_tensor
+    from cutlass.cute.runtime import make_fake_tensor
 
     dtypes = {"bf16": cutlass.BFloat16, "f16": cutlass.Float16, "f32": cutlass.Float32, "i32": cutlass.Int32, "i64": cutlass.Int64}
-    symbols: dict[str, Any] = {}
+    symbols = {dim: cute.sym_int64(symbol=dim) for arg in args for dim in arg.shape if isinstance(dim, str)}
     tensors = []
     for arg in args:
-        for dim in arg.shape:
-            if isinstance(dim, str) and dim not in symbols:
-                symbols[dim] = cute.sym_int64(symbol=dim)
+        strides: list[Any] = []
+        for at in range(len(arg.shape)):
+            inner = arg.shape[at + 1 :]
+            known = [dim for dim in inner if isinstance(dim, int)]
+            strides.append(math.prod(known) if len(known) == len(inner) else cute.sym_int64(symbol=f"{arg.name}_stride{at}"))
         shape = tuple(symbols[dim] if isinstance(dim, str) else dim for dim in arg.shape)
-        order = tuple(reversed(range(len(shape))))
-        tensors.append(make_fake_compact_tensor(dtypes[arg.dtype], shape, stride_order=order, assumed_align=arg.align))
+        tensors.append(make_fake_tensor(dtypes[arg.dtype], shape, tuple(strides), assumed_align=arg.align))
     return tensors
 
 

@@ -19,6 +19,7 @@ from plans import block, norm, plan_graph
 import cfdsl as cf
 from cfdsl.compiler.emit import EMITTERS, PRIMITIVES, emit
 from cfdsl.compiler.emit.module import _maxnreg
+from cfdsl.compiler.launch import launch_args
 from cfdsl.compiler.names import MODULES, identifier, reserved
 from cfdsl.compiler.plan import KernelPlan, Step
 from cfdsl.errors import DuplicateName, PlanError
@@ -92,7 +93,7 @@ def test_the_launch_takes_the_plans_arguments_in_order() -> None:
     plan = block()
     tree = ast.parse(emit(plan))
     launch = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "launch")
-    assert [a.arg for a in launch.args.args] == [*(arg.name for arg in plan.args), "stream"]
+    assert [a.arg for a in launch.args.args] == [*(arg.name for arg in launch_args(plan.args)), "stream"]
 
 
 def constants(source: str) -> dict[str, str]:
@@ -171,10 +172,10 @@ def test_identifiers() -> None:
 
 
 COLLIDING = (
-    "stream", "at", "at_", "rank", "cluster", "smem", "i", "kernel", "launch", "flat", "rings", "ring", "gemv", "frag", "attention",
-    "tiles", "split", "group", "holder", "status", "bid", "tidx", "cute", "cutlass", "cuda", "RANKS", "Int32", "ranks", "n_tokens",
-    "rows64", "granule64", "position", "q", "k",
-    "my_rows", "scratch", "x_frag", "mean", "rstd", "lambda_", "row", "w1", "self", "locals",
+    "stream", "at", "at_", "rank", "cluster", "smem", "i", "kernel", "launch", "host", "workspace", "rings", "ring", "gemv", "frag",
+    "attention", "tiles", "split", "group", "holder", "status", "bid", "tidx", "cute", "cutlass", "cuda", "RANKS", "Int32", "ranks",
+    "n_tokens", "rows64", "granule64", "position", "q", "k", "my_rows", "scratch", "x_frag", "mean", "rstd", "lambda_", "row", "w1", "self",
+    "locals",
 )  # fmt: skip
 
 
@@ -203,7 +204,7 @@ def test_names_that_mean_something_in_generated_code(name: str) -> None:
     assert len(names) == len(set(names))
     params = [identifier(arg.name) for arg in plan.args]
     assert names[: len(params)] == params
-    own = {*MODULES, "rings", "cute", "cutlass", "cuda", "Int32", "Float32", "RANKS", "CTAS", "WARPS", "THREADS", "RING", "flat"}
+    own = {*MODULES, "rings", "cute", "cutlass", "cuda", "Int32", "Float32", "RANKS", "CTAS", "WARPS", "THREADS", "RING", "workspace"}
     assert not set(names) & own
     assert not any(keyword.iskeyword(n) for n in names)
     tops = [n.targets[0].id for n in ast.parse(source).body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)]

@@ -102,7 +102,7 @@ def test_who_a_cta_is() -> None:
     assert "slice8 = cluster // 4  # neighbouring clusters share one of 8 slices" in shared
     for lines in (grouped, shared):
         assert [line for line in lines if line.startswith("grid=")] == [
-            "grid=[CTAS, 1, 1], block=[288, 1, 1], cluster=[RANKS, 1, 1], stream=stream, use_pdl=True,"
+            "grid=[CTAS * host.gapless(cache_k, cache_v), 1, 1], block=[288, 1, 1], cluster=[RANKS, 1, 1], stream=stream, use_pdl=True,"
         ]
 
 

@@ -28,6 +28,8 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 
+from primitives import host
+
 
 @cute.kernel
 def scale(x: cute.Tensor, w: cute.Tensor, cache_k: cute.Tensor, y: cute.Tensor, ws_sync: cute.Tensor):
@@ -52,10 +54,10 @@ ATTRS = dict(cluster=2, maxnreg={maxnreg})
 
 @cute.jit
 def launch(
-    x: cute.Tensor, w: cute.Tensor, cache_k: cute.Tensor, y: cute.Tensor, ws_sync: cute.Tensor, stream: cuda.CUstream
+    x: cute.Tensor, w: cute.Tensor, cache_k: cute.Tensor, y: cute.Tensor, workspace: cute.Tensor, stream: cuda.CUstream
 ):
-    scale(x, w, cache_k, y, ws_sync).launch(
-        grid=[4, 1, 1], block=[64, 1, 1], cluster=[2, 1, 1], stream=stream, use_pdl=True, min_blocks_per_mp=1
+    scale(x, w, cache_k, y, host.room(workspace, 0, Int32, 8)).launch(
+        grid=[4 * host.gapless(cache_k), 1, 1], block=[64, 1, 1], cluster=[2, 1, 1], stream=stream, use_pdl=True, min_blocks_per_mp=1
     )
 """
 

@@ -7,7 +7,7 @@ import torch
 
 from cfdsl.compiler.plan import Arg
 from cfdsl.errors import ArgumentError, Errors
-from cfdsl.runtime.arguments import check_arguments, describe, in_order, unchecked_strides
+from cfdsl.runtime.arguments import check_arguments, describe, in_order
 
 SPECS = (
     Arg("x", (1, 64), "bf16", "input"),
@@ -125,20 +125,6 @@ def test_what_is_missing_does_not_hide_what_is_wrong() -> None:
 def test_too_many_positional_arguments() -> None:
     with pytest.raises(ArgumentError, match=r"4 arguments \(x, cache_k, cache_v, pos\), got 5 of them"):
         in_order(SPECS, (*good().values(), 5), {}, "cpu")
-
-
-@pytest.mark.parametrize(
-    ("shape", "unchecked"),
-    [
-        ((1, 2, "tokens", 64), True),  # the stride of a head is tokens * 64
-        ((1, "tokens", 2, 64), False),  # only the stride of the batch is not checked, and there is one sequence
-        ((3, "tokens", 2, 64), True),
-        (("positions", 64), False),
-        ((1, 64), False),
-    ],
-)
-def test_which_strides_the_compiled_function_does_not_check(shape: tuple[int | str, ...], unchecked: bool) -> None:
-    assert unchecked_strides((Arg("t", shape, "bf16", "input"),)) == ((0,) if unchecked else ())
 
 
 def test_describe() -> None:

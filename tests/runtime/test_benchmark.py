@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,11 +46,23 @@ class FakeKernel:
         given["cache_v"].copy_(want["cache_v"])
         self.launches += 1
 
-    def bind(self, *args: torch.Tensor) -> Callable[[], None]:
-        return lambda: self(*args)
+    def bind(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> Callable[..., None]:
+        left = [name for name in NAMES if name not in kwargs][len(args) :]
+
+        def launch(*rest: torch.Tensor) -> None:
+            given = {**dict(zip(NAMES, args)), **kwargs, **dict(zip(left, rest, strict=True))}
+            self(*(given[name] for name in NAMES))
+
+        return launch
 
     def status(self, clear: bool = False) -> tuple[str, ...]:
         return ()
+
+
+def each_called_once(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    for call in calls.values():
+        call()
+    return dict.fromkeys(calls, 5.0)
 
 
 @pytest.fixture
@@ -67,7 +79,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(measure, "time_graph", time_graph)
     monkeypatch.setattr(measure, "l2_bytes", lambda: 1 << 20)
     monkeypatch.setattr(measure, "read_ceiling", lambda: measure.Ceiling(1000.0, "a stand-in", {}))
-    monkeypatch.setattr(measure, "host_us", lambda call: 5.0)
+    monkeypatch.setattr(measure, "host_us", each_called_once)
     monkeypatch.setattr(measure, "environment", lambda: {"gpu": "none", "date": "2026-11-23"})
     init = benchmark.Bench.__init__
     monkeypatch.setattr(benchmark.Bench, "__init__", lambda self, *args, **kwargs: init(self, *args, **{"device": "cpu", **kwargs}))

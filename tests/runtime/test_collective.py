@@ -60,7 +60,8 @@ def test_instructions(kind: str, algorithm: str, instruction: str) -> None:
 def test_lse_takes_the_statistics_and_off_chip_has_a_workspace() -> None:
     kernel = cf.collective("reduce", op="lse", shape=(4, 64), cluster=4, algorithm="global", part=PART)
     assert [arg.name for arg in kernel.args] == ["x", "ml", "y"]
-    assert [arg.name for arg in kernel.workspace_args] == ["ws_sync", "ws_rows"]
+    assert [arg.name for arg in kernel.plan.args] == ["x", "ml", "y", "ws_sync", "ws_rows"]
+    assert [arg.name for arg in kernel.workspace_args] == ["workspace"]
     assert kernel.status() == ()
 
 

@@ -38,7 +38,8 @@ def lower_collective(request: Collective, part: Part, algorithm: str | None = No
     """Choose, prove, write down. Raises everything that is wrong with the request; a protocol that does not hold is a PlanError."""
     design, found = choose(request, part, algorithm)
     check(design.protocol)
-    return LoweredCollective(design, part, plan_of(design), emit_collective(design), explain(found, design))
+    plan = plan_of(design)
+    return LoweredCollective(design, part, plan, emit_collective(plan, design), explain(found, design))
 
 
 def plan_of(design: Design) -> KernelPlan:

@@ -7,16 +7,18 @@ from math import prod
 
 from cfdsl.compiler.collective.design import Design
 from cfdsl.compiler.emit.context import DTYPES
+from cfdsl.compiler.emit.launch import launch
+from cfdsl.compiler.plan import KernelPlan
 
-MODULES = ("channel", "collectives", "cta", "offchip", "staging")
+MODULES = ("channel", "collectives", "cta", "host", "offchip", "staging")
 _CALLS = {
     "reduce": "cluster_reduce", "reduce_scatter": "cluster_reduce_scatter", "gather": "cluster_gather", "broadcast": "cluster_broadcast",
 }  # fmt: skip
 _OFFCHIP = {"reduce": "grid_reduce", "reduce_scatter": "grid_reduce", "gather": "grid_gather", "broadcast": "grid_broadcast"}
 
 
-def emit_collective(design: Design) -> str:
-    """A module with the kernel, `launch` (a `cute.jit` function of the plan's arguments in order and a stream) and `ATTRS`."""
+def emit_collective(plan: KernelPlan, design: Design) -> str:
+    """A module with the kernel, `launch` (a `cute.jit` function of `launch_args` and a stream) and `ATTRS`."""
     request = design.request
     body = [*_prologue(design), *_bring(design), *_exchange(design), *_take(design)]
     constants = [
@@ -25,25 +27,17 @@ def emit_collective(design: Design) -> str:
         route_text(design) if design.offchip else channel_text(design),
         f"ATTRS = dict(cluster={request.cluster}, maxnreg=None)",
     ]
-    text = "\n".join(["@cute.kernel", f"def kernel({_params(design)}):", *(f"    {line}" for line in body)])
-    names = [module for module in MODULES if re.search(rf"\b{module}\.", "\n".join([text, *constants]))]
+    params = ", ".join(f"{arg.name}: cute.Tensor" for arg in plan.args)
+    text = "\n".join(["@cute.kernel", f"def kernel({params}):", *(f"    {line}" for line in body)])
+    start = launch(plan.name, plan.args, threads=plan.threads)
+    names = [module for module in MODULES if re.search(rf"\b{module}\.", "\n".join([text, start, *constants]))]
     title = f"{request.text}, by {design.algorithm}: {request.clusters} clusters, {design.smem_bytes} B of shared memory."
     head = f'"""{title}\n\nWritten by cfdsl.\n"""'
     imports = [
         "import cuda.bindings.driver as cuda", "import cutlass", "import cutlass.cute as cute",
         "from cutlass import BFloat16, Float16, Float32, Int32", "", f"from primitives import {', '.join(names)}",
     ]  # fmt: skip
-    return "\n\n".join([head, "\n".join(imports), "\n".join(constants)]) + "\n\n\n" + text + "\n\n\n" + _launch(design)
-
-
-def _arguments(design: Design) -> list[str]:
-    request = design.request
-    names = ["x", *(["ml"] if request.lse else []), "y", *(["cycles"] if request.timed else [])]
-    return [*names, *(["ws_sync", "ws_rows"] if design.offchip else [])]
-
-
-def _params(design: Design) -> str:
-    return ", ".join(f"{name}: cute.Tensor" for name in _arguments(design))
+    return "\n\n".join([head, "\n".join(imports), "\n".join(constants)]) + "\n\n\n" + "\n\n\n".join([text, start]) + "\n"
 
 
 def _at(design: Design, name: str) -> int:
@@ -157,18 +151,3 @@ def _take(design: Design) -> list[str]:
     if design.protocol.closes:
         lines += ["cute.arch.cluster_arrive_relaxed()", "cute.arch.cluster_wait()"]
     return lines
-
-
-def _launch(design: Design) -> str:
-    request = design.request
-    flat = ", ".join(f"flat({name})" for name in _arguments(design))
-    op = f"_{request.op}" if request.folds else ""
-    return (
-        f'kernel.set_name_prefix("cfdsl_{request.kind}{op}_{design.algorithm}", remove_cutlass_symbol=True, keep_mangled_name=False)\n\n\n'
-        "def flat(tensor: cute.Tensor) -> cute.Tensor:\n"
-        "    return cute.make_tensor(tensor.iterator, cute.make_layout(cute.size(tensor)))\n\n\n"
-        f"@cute.jit\ndef launch({_params(design)}, stream: cuda.CUstream):\n"
-        f"    kernel({flat}).launch(\n"
-        "        grid=[CTAS, 1, 1], block=[THREADS, 1, 1], cluster=[RANKS, 1, 1], stream=stream, use_pdl=True, min_blocks_per_mp=1\n"
-        "    )\n"
-    )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from dataclasses import replace
 
 from cfdsl.compiler.emit.context import WIDTH, Context, fold
 from cfdsl.compiler.emit.lanes import consumers, has_step, producer
+from cfdsl.compiler.emit.launch import launch, wrapped
 from cfdsl.compiler.emit.marks import CONSUMER, PRODUCER, START, TRACE_WORDS, Mark
 from cfdsl.compiler.geometry import MOST_REGISTERS, thread_registers
 from cfdsl.compiler.names import MODULES
@@ -16,11 +16,12 @@ from cfdsl.compiler.plan import TRACE_ARG, Arg, KernelPlan, Ring
 
 
 def emit(plan: KernelPlan) -> str:
-    """The source of a module with the kernel, `launch` (a `cute.jit` function of `plan.args` in order and a stream) and `ATTRS`."""
+    """The source of a module with the kernel, `launch` (a `cute.jit` function of `launch_args` and a stream) and `ATTRS`."""
     c = Context(plan)
     kernel = _kernel(c)
     body = "\n".join(f"    {part}" if part else "" for line in kernel for part in fold(line, WIDTH - 4))
-    parts = [_header(plan), _imports("\n".join([body, *c.constants.values()])), _constants(c), _kernel_def(c) + body, _launch(c)]
+    start = _launch(c)
+    parts = [_header(plan), _imports("\n".join([body, *c.constants.values(), start])), _constants(c), _kernel_def(c) + body, start]
     return "\n\n".join(parts[:3]) + "\n\n\n" + "\n\n\n".join(parts[3:]) + "\n"
 
 
@@ -60,7 +61,8 @@ def _imports(body: str) -> str:
     names = [module for module in MODULES if f"{module}." in body or module == "cta"]
     lines = ["import cuda.bindings.driver as cuda", "import cutlass", "import cutlass.cute as cute"]
     lines.append("from cutlass import BFloat16, Float16, Float32, Int32, Int64")
-    lines += ["", f"from primitives import {', '.join(names)}"]
+    primitives = f"from primitives import {', '.join(names)}"
+    lines += ["", primitives if len(primitives) <= WIDTH else f"from primitives import (\n{wrapped(names)}\n)"]
     return "\n".join(lines + (["from primitives import ring as rings"] if "rings." in body or "RING" in body else []))
 
 
@@ -103,12 +105,7 @@ def _symbols(plan: KernelPlan) -> dict[str, tuple[str, int]]:
 
 def _kernel_def(c: Context) -> str:
     params = [f"{name(arg.name)}: cute.Tensor" for arg in c.plan.args] + [f"n_{symbol}: Int32" for symbol in _symbols(c.plan)]
-    return f"@cute.kernel\ndef kernel(\n{_wrap(params)}\n):\n"
-
-
-def _wrap(params: list[str]) -> str:
-    glued = ", ".join(param.replace(" ", "\0") for param in params) + ","
-    return textwrap.fill(glued, WIDTH, initial_indent="    ", subsequent_indent="    ", break_long_words=False).replace("\0", " ")
+    return f"@cute.kernel\ndef kernel(\n{wrapped(params)}\n):\n"
 
 
 def _exchange_barriers(plan: KernelPlan) -> list[tuple[str, int, int]]:
@@ -166,16 +163,5 @@ def _branches(plan: KernelPlan, loads: list[str], steps: list[str]) -> list[str]
 
 def _launch(c: Context) -> str:
     plan = c.plan
-    params = [f"{name(arg.name)}: cute.Tensor" for arg in plan.args] + ["stream: cuda.CUstream"]
-    args = [f"flat({name(arg.name)})" for arg in plan.args]
-    args += [f"Int32({name(arg)}.shape[{dim}])" for arg, dim in _symbols(plan).values()]
-    call = textwrap.fill(", ".join(args), WIDTH, initial_indent="        ", subsequent_indent="        ", break_long_words=False)
-    return (
-        f'kernel.set_name_prefix("cfdsl_{plan.name}", remove_cutlass_symbol=True, keep_mangled_name=False)\n\n\n'
-        "def flat(tensor: cute.Tensor) -> cute.Tensor:\n"
-        "    return cute.make_tensor(tensor.iterator, cute.make_layout(cute.size(tensor)))\n\n\n"
-        f"@cute.jit\ndef launch(\n{_wrap(params)}\n):\n"
-        f"    kernel(\n{call},\n    ).launch(\n"
-        f"        grid=[CTAS, 1, 1], block=[{plan.threads}, 1, 1], cluster=[RANKS, 1, 1], stream=stream, use_pdl={plan.config.pdl},\n"
-        f"        min_blocks_per_mp=1,\n    )"
-    )
+    sizes = [f"Int32({name(arg)}.shape[{dim}])" for arg, dim in _symbols(plan).values()]
+    return launch(plan.name, plan.args, threads=plan.threads, sizes=sizes, pdl=plan.config.pdl)

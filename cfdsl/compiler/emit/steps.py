@@ -22,7 +22,7 @@ PRIMITIVES = (
     "cluster_reduce.sum_scalar", "cta.arena", "cta.barriers", "cta.consumer_sync", "cta.piece", "cta.row", "cta.thread", "cta.view",
     "cta.warp", "exchange.arm", "exchange.init", "exchange.wait", "frag.fetch", "frag.hold",
     "frag.load", "frag.store", "frag.widen", "gemv.rows", "gemv.total",
-    "grid.add", "grid.barrier", "grid.fetch", "grid.keep", "grid.phase",
+    "grid.add", "grid.barrier", "grid.fetch", "grid.keep", "grid.phase", "host.flat", "host.gapless", "host.room",
     "kv.LENGTH_CLAMPED", "kv.POSITION_CLAMPED", "kv.TOKEN_CLAMPED", "kv.append", "kv.clamp", "kv.flag",
     "multicast.gather", "pointwise.gelu", "pointwise.silu",
     "rings.Ring", "rings.init", "rings.passed", "rmsnorm.mean_square", "rmsnorm.rsqrt", "rope.angles",

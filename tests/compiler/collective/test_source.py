@@ -9,6 +9,7 @@ from protocols import everything
 
 from cfdsl.compiler.collective.design import Design
 from cfdsl.compiler.collective.designs import design
+from cfdsl.compiler.collective.lower import plan_of
 from cfdsl.compiler.collective.request import Collective
 from cfdsl.compiler.emit.collective import emit_collective
 
@@ -20,9 +21,13 @@ SAID = {
 }  # fmt: skip
 
 
+def source_of(made: Design) -> str:
+    return emit_collective(plan_of(made), made)
+
+
 def spine(made: Design) -> list[str]:
     """What the kernel does, line by line, as far as it is about who waits for whom."""
-    source = emit_collective(made)
+    source = source_of(made)
     found = []
     for line in source[source.index("@cute.kernel") : source.index("kernel.set_name_prefix")].splitlines():
         text = line.strip()
@@ -53,14 +58,14 @@ def test_a_float_of_each_rank() -> None:
     made = design(Collective("reduce", "sum", (1,), "f32", 4, repeat=3), "push")
     start = ["barriers", "the CTA meets", "arrive", "the next may start", "the kernel before is done", "read", "all have arrived"]
     assert spine(made) == [*start, "exchange", "warps meet", "write"]
-    assert "y[bid] = total" in emit_collective(made)
-    several = emit_collective(design(Collective("reduce", "sum", (2,), "f32", 4), "push"))
-    assert "staging.load(x, bid * 2, src" in several  # no register of a thread holds two
+    assert "y[bid] = total" in source_of(made)
+    two = design(Collective("reduce", "sum", (2,), "f32", 4), "push")
+    assert "staging.load(x, bid * 2, src" in source_of(two)  # no register of a thread holds two
 
 
 def test_the_last_of_all_results_is_taken() -> None:
     made = design(Collective("reduce", "sum", (16, 64), "f32", 4, repeat=3), "push")
-    source = emit_collective(made)
+    source = source_of(made)
     assert "REPEAT = 3" in source
     assert "for i in cutlass.range(REPEAT, unroll=1):" in source
     assert "channel.result(smem, CHANNEL, Int32(REPEAT - 1))" in source
