@@ -11,6 +11,7 @@ COPY_BYTES = 16  # bulk copies and st.async pushes of 4 words move multiples of 
 BARRIER_BYTES = 8  # of an mbarrier
 WARP_SPLITS = (16, 8, 4, 2, 1)  # warps that may share a row
 MAX_PIECES = 16  # of a row that is longer than a stage
+MAX_TURNS = 4  # in which a vector that is too long for the registers is multiplied
 REGISTERS_PER_SM = 65536
 MOST_REGISTERS = 255  # that a thread can have
 HEADS_PER_WARP = 4  # query heads of one KV head that a warp keeps in registers; mirrors `primitives.attention.Attend`
@@ -22,7 +23,8 @@ class RowTiles:
 
     `row0` is the first row (in elements of rows), `col0` the first column. `tiles` is the most any CTA has; `share` names the mesh-wide
     row partition where CTAs may have one granule more or less than each other (None: all have `tiles`). Rows longer than a stage come in
-    `pieces` pieces of columns: each tile has one piece of its rows.
+    `pieces` pieces of columns: each tile has one piece of its rows. A vector that is too long for the registers is multiplied in turns (see
+    `column_turns`), each with tiles of its own.
     """
 
     cols: int
@@ -135,6 +137,29 @@ def product_registers(chunks: int, pieces: int = 1, rows: int = 1) -> int:
     sums = max(2, 8 // (rows * pieces)) * rows
     held = 8 * chunks * pieces + 2 * 4 * chunks * rows + max(0, sums - 8)
     return -(-held * 11 // 8) + 8
+
+
+def column_turns(cols: int, itemsize: int, stage_bytes: int, warps: int, ctas_per_sm: int) -> int:
+    """In how many turns a vector of `cols` elements is multiplied, each with an equal run of a matrix's columns: the least with which its
+    share of a turn fits a thread's registers; 0 if none up to MAX_TURNS does.
+
+    More than one only where a CTA has an SM to itself: where it has not, that would give each thread more registers.
+    """
+    registers = thread_registers(warps + 1, ctas_per_sm)
+    turns = possible_turns(cols, itemsize, stage_bytes, ctas_per_sm)
+    return next((n for n in turns if turn_registers(cols // n, itemsize, stage_bytes, warps) <= registers), 0)
+
+
+def possible_turns(cols: int, itemsize: int, stage_bytes: int, ctas_per_sm: int) -> list[int]:
+    """In how many turns rows can be multiplied, whatever registers that takes: each part cut into pieces, as the whole row can be."""
+    most = MAX_TURNS if ctas_per_sm == 1 and row_pieces(cols, itemsize, stage_bytes) else 1
+    return [n for n in range(1, most + 1) if cols % (n * CHUNK) == 0 and row_pieces(cols // n, itemsize, stage_bytes)]
+
+
+def turn_registers(cols: int, itemsize: int, stage_bytes: int, warps: int) -> int:
+    """Registers of a thread, about, for a turn of `cols` columns; see `product_registers`."""
+    pieces = row_pieces(cols, itemsize, stage_bytes)
+    return product_registers(-(-(cols // pieces // CHUNK) // (32 * min(warps, WARP_SPLITS[0]))), pieces)
 
 
 def thread_registers(warps: int, ctas_per_sm: int) -> int:

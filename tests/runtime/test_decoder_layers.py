@@ -17,7 +17,7 @@ pytestmark = pytest.mark.compile
 PIECES = {"llama-2-7b": 2, "llama-3.1-8b": 2, "mistral-7b-v0.3": 2}  # rows of w_down that take two stages of 16 KB
 
 
-def compiled(fusion: cf.Fusion, model: str, dtype: str = "bf16", part: str = "h100-sxm", **options: Any) -> cf.Kernel:
+def compiled(fusion: cf.Fusion, model: str | cf.ModelConfig, dtype: str = "bf16", part: str = "h100-sxm", **options: Any) -> cf.Kernel:
     kernel = cf.compile(fusion, model, dtype=dtype, part=part, **options)
     assert kernel.spills == 0
     assert kernel.stack == 0
@@ -30,6 +30,19 @@ def test_ffn_block(model: str) -> None:
     (down,) = (line for line in kernel.source.splitlines() if line.startswith("W_DOWN"))
     assert (f"pieces={PIECES[model]}" in down) if model in PIECES else ("pieces" not in down)
     assert kernel.config.ctas == 132, "every SM of the part has a share"
+
+
+WIDE = {
+    "Qwen2.5-7B": cf.ModelConfig("qwen2.5-7b", 3584, 28, 4, 128, intermediate=18944, qkv_bias=True),
+    "Llama 70B": cf.ModelConfig("llama-70b", 8192, 64, 8, 128, intermediate=28672),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("fusion", [ffn_block, decoder_layer], ids=lambda fusion: fusion.name)
+def test_feed_forward_vectors_that_are_multiplied_in_turns(fusion: cf.Fusion, name: str) -> None:
+    kernel = compiled(fusion, WIDE[name])
+    assert [step.params["turn"] for step in kernel.plan.steps if step.op == "gemv"][-2:] == [0, 1]
 
 
 @pytest.mark.parametrize("model", ["llama-3.1-8b", "smollm2-135m"])

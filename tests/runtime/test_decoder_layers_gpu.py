@@ -80,6 +80,19 @@ def test_ffn_block_under_other_schedules(fields: dict[str, int]) -> None:
     right_and_repeatable(ffn_block, LARGE, "bf16", 2, **fields)
 
 
+@pytest.mark.parametrize(("hidden", "intermediate"), [(3584, 18944), (8192, 28672), (1024, 53248)])
+def test_ffn_block_in_turns(hidden: int, intermediate: int) -> None:
+    """Vectors too long for the registers, in two and in four turns: Qwen2.5-7B's, Llama 70B's, Llama 405B's over fewer rows."""
+    model = cf.PRESETS[LARGE].with_(hidden=hidden, intermediate=intermediate)
+    right_and_repeatable(ffn_block, model, "bf16", 5)
+
+
+@pytest.mark.parametrize("qkv", ["grid", "rows"])
+def test_decoder_layer_in_turns(qkv: str) -> None:
+    model = cf.ModelConfig("qwen2.5-7b", 3584, 28, 4, 128, intermediate=18944, qkv_bias=True)
+    right_and_repeatable(decoder_layer, model, "bf16", 5, options={"qkv": qkv}, length=333)
+
+
 def test_ffn_block_with_gelu() -> None:
     right_and_repeatable(ffn_block, cf.PRESETS[SMALL].with_(activation="gelu_pytorch_tanh"), "bf16", 2)
 

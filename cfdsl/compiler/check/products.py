@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cfdsl.compiler.accesses import rows_of
+from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.check.memory import corners
+from cfdsl.compiler.expr import Expr
 from cfdsl.compiler.geometry import COPY_BYTES, RowTiles
 from cfdsl.compiler.plan import KernelPlan, Step
 from cfdsl.dsl.graph import ITEMSIZE
@@ -56,23 +58,53 @@ def streamed_types(plan: KernelPlan) -> Found:
 
 
 def products(plan: KernelPlan) -> Found:
-    """A product's columns are those of the fragment it takes, spread alike; together the CTAs' columns are the whole vector, once."""
+    """A product's columns are those of the fragment it takes, spread alike; together the CTAs' columns, of all turns, are the whole vector,
+    once."""
     made: dict[str, Step] = {step.params["out"]: step for step in plan.steps if step.op == "fragment"}
+    for turns in _products(plan):
+        first = turns[0]
+        name, length = plan.streams[first.params["stream"]].name, first.params["length"]
+        vectors = [made.get(step.params["value"]) for step in turns]
+        for step, vector in zip(turns, vectors):
+            spread = _spread(vector.params["tiles"]) if vector is not None else None
+            if spread != _spread(step.params["tiles"]):
+                total = f"(columns, pieces, warps to a row) {_spread(step.params['tiles'])}, of the vector {spread}"
+                yield PlanError(what=f"rows of {name} meet a vector that is spread in another way", sum=total, src=step.src)
+        tiles: RowTiles = first.params["tiles"]
+        starts = sorted(start for step in turns for start in {step.params["tiles"].col0.at(at) for at in plan.everywhere})
+        if starts != list(range(starts[0], starts[0] + length, tiles.cols)) or tiles.cols * len(starts) != length:
+            total = f"{len(starts)} x {tiles.cols} columns, of {length}"
+            yield PlanError(what=f"rows of {name} do not meet the whole vector once", sum=total, src=first.src)
+        for step, vector in zip(turns, vectors):
+            by = step.params["tiles"].col0 + tiles.col0.times(-1)
+            if vector is not None and vectors[0] is not None and not _moved(vectors[0].params["tree"], vector.params["tree"], by):
+                total = f"columns from {step.params['tiles'].col0}, of the vector {vector.params['tree']}"
+                yield PlanError(what=f"rows of {name} meet another part of the vector", sum=total, src=step.src)
+
+
+def _products(plan: KernelPlan) -> Iterator[list[Step]]:
+    """The steps of each product: one for each turn of columns."""
+    steps: list[Step] = []
     for step in plan.steps:
         if step.op != "gemv":
             continue
-        tiles: RowTiles = step.params["tiles"]
-        name = plan.streams[step.params["stream"]].name
-        vector = made.get(step.params["value"])
-        spread = _spread(vector.params["tiles"]) if vector is not None else None
-        if spread != _spread(tiles):
-            total = f"(columns, pieces, warps to a row) {_spread(tiles)}, of the vector {spread}"
-            yield PlanError(what=f"rows of {name} meet a vector that is spread in another way", sum=total, src=step.src)
-        starts = sorted({tiles.col0.at(at) for at in plan.everywhere})
-        whole = range(starts[0], starts[0] + step.params["length"], tiles.cols)
-        if starts != list(whole) or tiles.cols * len(starts) != step.params["length"]:
-            total = f"{len(starts)} x {tiles.cols} columns, of {step.params['length']}"
-            yield PlanError(what=f"rows of {name} do not meet the whole vector once", sum=total, src=step.src)
+        if step.params["turn"] == 0 and steps:
+            yield steps
+            steps = []
+        steps.append(step)
+    if steps:
+        yield steps
+
+
+def _moved(one: Expr, other: Expr, by: Affine) -> bool:
+    """Whether `other` is `one` for elements `by` further on. A variable holds the same for all elements, or was fetched for this tree."""
+    if {one.kind, other.kind} <= {"var", "fetched"}:
+        return True
+    if (one.kind, one.name, len(one.args)) != (other.kind, other.name, len(other.args)):
+        return False
+    if one.kind in ("leaf", "smem") and other.offset != one.offset + by:
+        return False
+    return all(_moved(a, b, by) for a, b in zip(one.args, other.args))
 
 
 def _spread(tiles: RowTiles) -> tuple[int, int, int]:

@@ -11,11 +11,11 @@ from cfdsl.compiler.geometry import (
     CHUNK,
     COPY_BYTES,
     MAX_PIECES,
-    WARP_SPLITS,
+    column_turns,
     least_kv_stage,
-    product_registers,
-    row_pieces,
+    possible_turns,
     thread_registers,
+    turn_registers,
 )
 from cfdsl.dsl.exchange import PUSH, WORD, in_two_rounds
 from cfdsl.dsl.graph import CLUSTER_COLLECTIVES, ITEMSIZE, Node, leaf_of
@@ -44,14 +44,20 @@ def _of_a_product(placed: PlacedGraph, node: Node, config: Config, sizes: Mappin
     if width % COPY_BYTES:
         yield f"a rank's slice of a row of {name} is {width} bytes, not a multiple of {COPY_BYTES}"
         return
-    pieces = row_pieces(width // itemsize, itemsize, config.stage_bytes)
-    if not pieces:
+    possible = possible_turns(width // itemsize, itemsize, config.stage_bytes, config.ctas_per_sm)
+    if not possible:
         yield f"a row of {name} is {width:,} bytes, a ring stage {config.stage_bytes:,}: up to {MAX_PIECES} equal pieces do not fit"
-        return
-    chunks = ceil(width // itemsize // pieces / 8 / (32 * min(config.warps, WARP_SPLITS[0])))
-    need, have = product_registers(chunks, pieces), thread_registers(config.warps + 1, config.ctas_per_sm)
-    if need > have:
-        yield f"the vector that rows of {name} meet takes about {need} registers of a thread, of {have}"
+    elif not turns_of(placed, node, config, sizes):
+        turns, have = possible[-1], thread_registers(config.warps + 1, config.ctas_per_sm)
+        need = turn_registers(width // itemsize // turns, itemsize, config.stage_bytes, config.warps)
+        each = f" in each of {turns} turns" if turns > 1 else ""
+        yield f"the vector that rows of {name} meet takes about {need} registers of a thread{each}, of {have}"
+
+
+def turns_of(placed: PlacedGraph, node: Node, config: Config, sizes: Mapping[str, int]) -> int:
+    """In how many turns of columns a linear's rows are multiplied; 0 where its vector is too long for that."""
+    itemsize = ITEMSIZE[node.args[1].type.dtype]
+    return column_turns(row_bytes(placed, node, sizes) // itemsize, itemsize, config.stage_bytes, config.warps, config.ctas_per_sm)
 
 
 def row_bytes(placed: PlacedGraph, node: Node, sizes: Mapping[str, int]) -> int:

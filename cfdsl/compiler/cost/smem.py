@@ -9,6 +9,7 @@ from typing import NamedTuple
 from cfdsl.compiler.config import Config
 from cfdsl.compiler.cost.moves import local_elements, size_of
 from cfdsl.compiler.cost.shared_inputs import shared_inputs
+from cfdsl.compiler.cost.slices import turns_of
 from cfdsl.compiler.geometry import BARRIER_BYTES, token_groups
 from cfdsl.compiler.parts import Part
 from cfdsl.dsl.exchange import in_two_rounds
@@ -44,7 +45,8 @@ def smem_pieces(placed: PlacedGraph, config: Config, sizes: Mapping[str, int]) -
     kept: list[Piece] = []
     for node in placed.graph.nodes:
         if node.op == "linear":
-            phases[-1].append(Piece(f"terms of {node.op}", 4 * config.warps * _local(placed, node, sizes), node))
+            terms = config.warps * max(1, turns_of(placed, node, config, sizes))  # none: refused, elsewhere
+            phases[-1].append(Piece(f"terms of {node.op}", 4 * terms * _local(placed, node, sizes), node))
         elif node.op == "attend":
             phases[-1].append(Piece(f"terms of {node.op}", _attend_terms(node, config), node))
             kept.append(Piece(node.op, 4 * _local(placed, node, sizes), node))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.builder import Builder
 from cfdsl.compiler.expr import Expr
-from cfdsl.compiler.geometry import CHUNK, RowTiles, least_stage, row_pieces, thread_registers, tile_rows, warps_per_row
+from cfdsl.compiler.geometry import CHUNK, RowTiles, column_turns, least_stage, row_pieces, thread_registers, tile_rows, warps_per_row
 from cfdsl.compiler.lowering.pointwise import Where, aligned, expression, fragment_var
 from cfdsl.compiler.lowering.values import Product
 from cfdsl.compiler.lowering.weights import Matrix, matrix
@@ -15,19 +17,29 @@ from cfdsl.errors import ConfigError, NotLowered
 
 
 def lower_linear(b: Builder, node: Node) -> None:
-    """One stream of weight tiles and one `gemv` step; the sums over warps wait until somebody reads them."""
+    """A stream of weight tiles and a `gemv` step for each turn of columns; the sums over warps wait until somebody reads them."""
     x, weight = node.args[0], matrix(b, node)
-    tiles = weight_tiles(b, node, weight)
-    held = fragment_var(b, x, operand_place(b, node, tiles), tiles)
+    first, turns = weight_tiles(b, node, weight)
+    place = operand_place(b, node, turns * first.cols)
+    parts = []
+    for turn in range(turns):
+        start = Affine.of(turn * first.cols)
+        tiles = replace(first, col0=first.col0 + start)
+        parts.append(_multiply(b, node, weight.name, tiles, fragment_var(b, x, place.moved(start), tiles), turn))
+    b.values[node] = Product(tuple(parts), first, first.run, bias_expr(b, node))
+
+
+def _multiply(b: Builder, node: Node, name: str, tiles: RowTiles, held: Expr, turn: int) -> tuple[str, int]:
+    """One turn: the buffer with its warps' terms, and the first of its rows there."""
     rows = tiles.run
-    name = weight.name
     part, first = joined(b, held.name, tiles, rows) or (b.buffer(f"{name}_terms", (tiles.warps_per_row, rows)), 0)
     stream = b.stream_rows(node, name, tiles)
     b.step(
         "gemv", f"{part}[:, {first}:{first + rows}] = {name}[{rows} rows of {tiles.cols}] . {held}", writes=(part,), src=node.src,
-        joins=first > 0, stream=stream, value=held.name, part=part, tiles=tiles, first=first, length=int(x.type.shape[-1]),
+        joins=first > 0, stream=stream, value=held.name, part=part, tiles=tiles, first=first, turn=turn,
+        length=int(node.args[0].type.shape[-1]),
     )  # fmt: skip
-    b.values[node] = Product(part, tiles, rows, bias_expr(b, node), first)
+    return part, first
 
 
 def joined(b: Builder, value: str, tiles: RowTiles, rows: int) -> tuple[str, int] | None:
@@ -47,8 +59,8 @@ def joined(b: Builder, value: str, tiles: RowTiles, rows: int) -> tuple[str, int
     return part, first
 
 
-def weight_tiles(b: Builder, node: Node, weight: Matrix) -> RowTiles:
-    """Cut this CTA's part of the weight into tiles, as the node's placement says."""
+def weight_tiles(b: Builder, node: Node, weight: Matrix) -> tuple[RowTiles, int]:
+    """Cut this CTA's part of the weight into tiles, as the node's placement says: those of the first turn of columns; how many turns."""
     itemsize = ITEMSIZE[weight.leaf.type.dtype]
     placement = b.placed.of(node)
     out = Shard(len(node.type.shape) - 1)
@@ -57,19 +69,23 @@ def weight_tiles(b: Builder, node: Node, weight: Matrix) -> RowTiles:
             why = "rows of a weight by heads are spread over all CTAs"
             raise NotLowered(op="linear", why=why, advice="split the heads of the result, and not those of the weight", src=node.src)
         share = b.share(weight.rows, weight.cols, itemsize)
-        rows = min(share.granule, _rows(b, node, weight.cols, itemsize, share.granule))
+        turns = _turns(b, node, weight.cols)
+        cols = weight.cols // turns
+        rows = min(share.granule, _rows(b, node, cols, itemsize, share.granule))
         row0 = weight.row0 + Affine.of(**{share.symbol: share.granule})
-        return _tiles(b, node, weight.cols, weight.ld, rows, share.most, row0, weight.col0, share=share.name)
-    cols, col0 = contraction(b, node, weight)
+        return _tiles(b, node, cols, weight.ld, rows, share.most, row0, weight.col0, share=share.name), turns
+    whole, col0 = contraction(b, node, weight)
+    turns = _turns(b, node, whole)
+    cols = whole // turns
     local = b.local(node)
     heads, last = (local[1], int(node.type.shape[-1])) if len(local) == 3 else (1, weight.rows)
     mine = local[-1]
     if mine == last:  # not sharded by rows: one run of rows
         rows = _rows(b, node, cols, itemsize, weight.rows)
-        return _tiles(b, node, cols, weight.ld, rows, weight.rows, weight.row0, col0)
+        return _tiles(b, node, cols, weight.ld, rows, weight.rows, weight.row0, col0), turns
     rows = _rows(b, node, cols, itemsize, mine)
     blocks = (mine, last) if heads > 1 else (0, 0)
-    return _tiles(b, node, cols, weight.ld, rows, heads * mine, weight.row0 + Affine.of(rank=mine), col0, *blocks)
+    return _tiles(b, node, cols, weight.ld, rows, heads * mine, weight.row0 + Affine.of(rank=mine), col0, *blocks), turns
 
 
 def _tiles(
@@ -94,10 +110,10 @@ def contraction(b: Builder, node: Node, weight: Matrix) -> tuple[int, Affine]:
     return cols, col0
 
 
-def operand_place(b: Builder, node: Node, tiles: RowTiles) -> Where:
-    """Where in the operand's own slice the fragment starts: at the rank's columns, if the operand is not cut over ranks already."""
+def operand_place(b: Builder, node: Node, cols: int) -> Where:
+    """Where in the operand's own slice the fragment starts: at the rank's `cols` columns, if the operand is not cut over ranks already."""
     split_k = isinstance(b.placed.of(node).cluster, Partial) and not isinstance(b.placed.of(node.args[0]).cluster, Shard)
-    return Where(Affine.of(rank=tiles.cols)) if split_k else Where()
+    return Where(Affine.of(rank=cols)) if split_k else Where()
 
 
 def bias_expr(b: Builder, node: Node) -> Expr | None:
@@ -129,8 +145,21 @@ def _registers(b: Builder) -> int:
 
 
 def _wpr(b: Builder, node: Node, cols: int, rows: int, pieces: int) -> int:
-    registers, found = _registers(b), _warps(b, cols, rows, pieces)
+    found = _warps(b, cols, rows, pieces)
     if not found:
-        why = f"a row of {cols} elements does not fit the {registers} registers of each thread of {b.config.warps} warps"
-        raise NotLowered(op="linear", why=why, advice="use more warps, or one CTA per SM", src=node.src)
+        raise _too_long(b, node, cols)
     return found
+
+
+def _turns(b: Builder, node: Node, cols: int) -> int:
+    """Turns of columns in which the vector is multiplied. Where a stage holds no piece of a row, that is somebody else's to say."""
+    itemsize, config = ITEMSIZE[node.args[1].type.dtype], b.config
+    turns = column_turns(cols, itemsize, config.stage_bytes, config.warps, config.ctas_per_sm)
+    if not turns and row_pieces(cols, itemsize, config.stage_bytes):
+        raise _too_long(b, node, cols)
+    return turns or 1
+
+
+def _too_long(b: Builder, node: Node, cols: int) -> NotLowered:
+    why = f"a row of {cols} elements does not fit the {_registers(b)} registers of each thread of {b.config.warps} warps"
+    return NotLowered(op="linear", why=why, advice="use more warps, or one CTA per SM", src=node.src)

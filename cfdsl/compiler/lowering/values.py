@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 from cfdsl.compiler.affine import Affine
 from cfdsl.compiler.expr import Expr
@@ -29,18 +30,18 @@ def made_with(node: Node) -> str:
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix-vector product: its warps' terms are rows `first` and on of `part` f32 (warps_per_row, ..); `bias` is added to their sum."""
+    """A matrix-vector product of `rows` rows. For each turn of columns (see `column_turns`), its warps' terms are rows `first` and on of a
+    buffer `part` f32 (warps_per_row, ..); `bias` is added to their sum."""
 
-    part: str
+    parts: tuple[tuple[str, int], ...]
     tiles: RowTiles
     rows: int
     bias: Expr | None = None
-    first: int = 0
 
     @property
     def expr(self) -> Expr:
-        total = Expr("total", self.part, Affine.of(self.first), warps=self.tiles.warps_per_row)
-        return total if self.bias is None else Expr("add", args=(total, self.bias))
+        totals = [Expr("total", part, Affine.of(first), warps=self.tiles.warps_per_row) for part, first in self.parts]
+        return reduce(lambda one, other: Expr("add", args=(one, other)), [*totals, self.bias] if self.bias is not None else totals)
 
 
 @dataclass(frozen=True)
