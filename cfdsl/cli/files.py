@@ -23,6 +23,8 @@ def file_errors(option: str, path: Path | None, suffixes: tuple[str, ...] = ()) 
     if suffixes and path.suffix.lower() not in suffixes:
         article = "an" if suffixes[0] == ".svg" else "a"
         return [BadOption(option=option, value=str(path), expected=f"the name of {article} {listed(suffixes)} file")]
+    if str(path) == "-":
+        return [BadOption(option=option, value="-", expected="the name of a file (only --json takes - for standard output)")]
     if not path.parent.is_dir():
         return [BadOption(option=option, value=str(path), expected="a file in a folder that exists")]
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
