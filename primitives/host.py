@@ -24,14 +24,10 @@ def gapless(*tensors: cute.Tensor) -> Int32:
     for tensor in tensors:
         packed, fits, empty = 1, Boolean(True), Boolean(False)
         for dim, stride in zip(reversed(tensor.shape), reversed(tensor.stride)):
-            if not isinstance(stride, int) and not _is_one(dim):
+            if not isinstance(stride, int):
                 fits = fits & ((stride == packed) | (dim == 1))
             if not isinstance(dim, int):
                 empty = empty | (dim == 0)
             packed = packed * dim
         whole = whole & (fits | empty)
     return Int32(whole)
-
-
-def _is_one(dim: object) -> bool:
-    return isinstance(dim, int) and dim == 1

@@ -118,13 +118,18 @@ def warps_per_row(cols: int, rows: int, warps: int, pieces: int = 1, registers: 
         groups = warps // wpr
         if wpr > warps or rows % groups:
             continue
-        chunks = -(-(cols // pieces // 8) // (32 * wpr))
+        chunks = _lane_chunks(cols, pieces, wpr)
         per_warp = rows // groups
         cost = per_warp * chunks * 16 + -(-per_warp // 2) * 12
         fits = product_registers(chunks, pieces, per_warp) <= registers
         if fits and (best is None or (cost, chunks) < best[:2]):
             best = (cost, chunks, wpr)
     return best[2] if best else 0
+
+
+def _lane_chunks(cols: int, pieces: int, wpr: int) -> int:
+    """The most chunks of a piece of a row that a lane has, if `wpr` warps share the row."""
+    return -(-(cols // pieces // CHUNK) // (32 * wpr))
 
 
 def product_registers(chunks: int, pieces: int = 1, rows: int = 1) -> int:
@@ -153,13 +158,14 @@ def column_turns(cols: int, itemsize: int, stage_bytes: int, warps: int, ctas_pe
 def possible_turns(cols: int, itemsize: int, stage_bytes: int, ctas_per_sm: int) -> list[int]:
     """In how many turns rows can be multiplied, whatever registers that takes: each part cut into pieces, as the whole row can be."""
     most = MAX_TURNS if ctas_per_sm == 1 and row_pieces(cols, itemsize, stage_bytes) else 1
-    return [n for n in range(1, most + 1) if cols % (n * CHUNK) == 0 and row_pieces(cols // n, itemsize, stage_bytes)]
+    even = [n for n in range(1, most + 1) if n == 1 or cols % (n * CHUNK) == 0]
+    return [n for n in even if row_pieces(cols // n, itemsize, stage_bytes)]
 
 
 def turn_registers(cols: int, itemsize: int, stage_bytes: int, warps: int) -> int:
     """Registers of a thread, about, for a turn of `cols` columns; see `product_registers`."""
     pieces = row_pieces(cols, itemsize, stage_bytes)
-    return product_registers(-(-(cols // pieces // CHUNK) // (32 * min(warps, WARP_SPLITS[0]))), pieces)
+    return product_registers(_lane_chunks(cols, pieces, min(warps, WARP_SPLITS[0])), pieces)
 
 
 def thread_registers(warps: int, ctas_per_sm: int) -> int:

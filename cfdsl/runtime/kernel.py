@@ -87,9 +87,8 @@ class Kernel(Compiled):
         """A function that launches the kernel with these very tensors, on the stream that is current then: for eager loops.
 
         Those that are left out it takes in every call, in the order of `args` or by name: a layer's weights and caches can be bound once,
-        and its input given each time. What is bound is checked and described to the launcher now and not in every call: with all of them
-        that is about half of a call's host time. The function keeps their memory alive; what is in it may change, where it lies may not.
-        Raises as a call does.
+        and its input given each time. What is bound is checked and described to the launcher now and not in every call. The function keeps
+        its memory alive; what is in it may change, where it lies may not. Raises as a call does.
         """
         raise_all(call_errors(self.args, args, kwargs, some=True))
         bound = {**dict(zip(self._names, args)), **kwargs}
@@ -119,8 +118,7 @@ class Kernel(Compiled):
             except Exception as caught:
                 error = caught
             everything = {**bound, **dict(zip(names, given))}
-            check_arguments(self.args, [everything[name] for name in self._names])
-            raise error
+            self._refused(tuple(everything[name] for name in self._names), error)
 
         return launch
 

@@ -114,6 +114,12 @@ def test_planted_errors(damaged: Callable[[], KernelPlan], message: str) -> None
         check(damaged(), H100_SXM)
 
 
+def test_the_plan_says_which_columns_a_turn_has() -> None:
+    first, second = PLAN.steps[FIRST].text, PLAN.steps[SECOND].text
+    assert f"rows of {HALF}] . " in first
+    assert f"rows of {HALF} from column {HALF}] . " in second
+
+
 def test_the_source_streams_and_adds_both_parts() -> None:
     source = emit(PLAN)
     assert f"W = stream.Rows(cols={HALF}, ld={QWEN}, rows=1, warps_per_row=8, pieces=2, warps=8)" in source

@@ -97,12 +97,13 @@ def _products(plan: KernelPlan) -> Iterator[list[Step]]:
 
 
 def _moved(one: Expr, other: Expr, by: Affine) -> bool:
-    """Whether `other` is `one` for elements `by` further on. A variable holds the same for all elements, or was fetched for this tree."""
+    """Whether `other` is `one` for elements `by` further on. A variable holds the same for all elements, or was fetched for this tree;
+    combined softmax terms are all that there are."""
     if {one.kind, other.kind} <= {"var", "fetched"}:
         return True
     if (one.kind, one.name, len(one.args)) != (other.kind, other.name, len(other.args)):
         return False
-    if one.kind in ("leaf", "smem") and other.offset != one.offset + by:
+    if one.kind in ("leaf", "smem", "total") and other.offset != one.offset + by or one.kind == "terms" and by != Affine():
         return False
     return all(_moved(a, b, by) for a, b in zip(one.args, other.args))
 

@@ -21,7 +21,6 @@ from cfdsl.dsl.placement import Partial, Placement, R, ReduceOp
 SmemOf = Callable[[Config], int]  # bytes besides the ring's stages (its barriers are not stages), for a config
 
 
-
 class Piece(NamedTuple):
     """What takes shared memory, for how many bytes; `node`: of the spec, where it is one's."""
 

@@ -31,11 +31,11 @@ def lower_linear(b: Builder, node: Node) -> None:
 
 def _multiply(b: Builder, node: Node, name: str, tiles: RowTiles, held: Expr, turn: int) -> tuple[str, int]:
     """One turn: the buffer with its warps' terms, and the first of its rows there."""
-    rows = tiles.run
+    rows, behind = tiles.run, f" from column {tiles.col0}" if turn else ""
     part, first = joined(b, held.name, tiles, rows) or (b.buffer(f"{name}_terms", (tiles.warps_per_row, rows)), 0)
     stream = b.stream_rows(node, name, tiles)
     b.step(
-        "gemv", f"{part}[:, {first}:{first + rows}] = {name}[{rows} rows of {tiles.cols}] . {held}", writes=(part,), src=node.src,
+        "gemv", f"{part}[:, {first}:{first + rows}] = {name}[{rows} rows of {tiles.cols}{behind}] . {held}", writes=(part,), src=node.src,
         joins=first > 0, stream=stream, value=held.name, part=part, tiles=tiles, first=first, turn=turn,
         length=int(node.args[0].type.shape[-1]),
     )  # fmt: skip
@@ -95,7 +95,7 @@ def _tiles(
     """Tiles of `rows` rows, or of pieces of one row, for a run of `run` rows of `cols` columns."""
     pieces = row_pieces(cols, ITEMSIZE[node.args[1].type.dtype], b.config.stage_bytes)
     tiles = run // rows * pieces
-    return RowTiles(cols, ld, rows, _wpr(b, node, cols, rows, pieces), tiles, row0, col0, block_rows, block_stride, share, pieces)
+    return RowTiles(cols, ld, rows, _warps(b, cols, rows, pieces), tiles, row0, col0, block_rows, block_stride, share, pieces)
 
 
 def contraction(b: Builder, node: Node, weight: Matrix) -> tuple[int, Affine]:
@@ -144,22 +144,11 @@ def _registers(b: Builder) -> int:
     return thread_registers(b.config.warps + 1, b.config.ctas_per_sm)
 
 
-def _wpr(b: Builder, node: Node, cols: int, rows: int, pieces: int) -> int:
-    found = _warps(b, cols, rows, pieces)
-    if not found:
-        raise _too_long(b, node, cols)
-    return found
-
-
 def _turns(b: Builder, node: Node, cols: int) -> int:
     """Turns of columns in which the vector is multiplied. Where a stage holds no piece of a row, that is somebody else's to say."""
     itemsize, config = ITEMSIZE[node.args[1].type.dtype], b.config
     turns = column_turns(cols, itemsize, config.stage_bytes, config.warps, config.ctas_per_sm)
     if not turns and row_pieces(cols, itemsize, config.stage_bytes):
-        raise _too_long(b, node, cols)
+        why = f"a row of {cols} elements does not fit the {_registers(b)} registers of each thread of {config.warps} warps"
+        raise NotLowered(op="linear", why=why, advice="use more warps, or one CTA per SM", src=node.src)
     return turns or 1
-
-
-def _too_long(b: Builder, node: Node, cols: int) -> NotLowered:
-    why = f"a row of {cols} elements does not fit the {_registers(b)} registers of each thread of {b.config.warps} warps"
-    return NotLowered(op="linear", why=why, advice="use more warps, or one CTA per SM", src=node.src)
